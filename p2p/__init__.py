@@ -1,0 +1,1 @@
+"""What crosses the network: identity, signed records, claims, blobs, gossip and requests."""

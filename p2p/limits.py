@@ -1,0 +1,76 @@
+"""Every number that bounds what a peer may make this node do, each with its reason.
+
+Nothing here is a policy of a run (those stand in the run's manifest): these protect the machine.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- bytes -------------------------------------------------------------------------------------
+CHUNK_SIZE: Final = MIB
+"""A blob is at most one chunk: IPFS tools refuse blocks over 2 MiB, and 1 MiB hashes in ~1 ms."""
+MAX_RECORD_SIZE: Final = 2 * KIB
+"""A DHT value; a subkey dictionary travels whole in every reply, so 64 owners stay under 128 KiB."""
+MAX_GOSSIP_SIZE: Final = 16 * KIB
+"""Only CIDs and metadata are gossiped; above 1 MiB GossipSub drops in silence."""
+MAX_REQUEST_SIZE: Final = 64 * KIB
+"""A request frame of any protocol; 10 MB of empty msgpack maps would become 733 MB."""
+MAX_IMAGE_REPLY_SIZE: Final = 8 * MIB
+MAX_CHILD_FRAME_SIZE: Final = 4 * MIB
+"""Frames between the node and its own children; ours, but bounded so that a bug cannot eat RAM."""
+MAX_DECODE_DEPTH: Final = 8
+"""msgpack nesting: ~400 levels segfault hivemind's decoder; our deepest record has 5."""
+MAX_MANIFEST_FILES: Final = 2_000
+MAX_FILE_SIZE: Final = 16 * 1024 * MIB
+
+# --- connections -------------------------------------------------------------------------------
+MAX_CONNECTIONS: Final = 128
+MAX_INBOUND_CONNECTIONS: Final = 64
+MIN_OUTBOUND_CONNECTIONS: Final = 4
+MAX_PENDING_CONNECTIONS: Final = 16
+MAX_CONNECTIONS_PER_IP: Final = 4
+"""Loopback is exempt: a swarm on one machine is a supported way to try the program."""
+MAX_STREAMS_PER_PEER: Final = 32
+MAX_NEW_CONNECTIONS_PER_IP_PER_S: Final = 10
+
+# --- time --------------------------------------------------------------------------------------
+DIAL_TIMEOUT_S: Final = 10.0
+UPGRADE_TIMEOUT_S: Final = 10.0
+FIRST_BYTE_TIMEOUT_S: Final = 5.0
+REQUEST_TIMEOUT_S: Final = 30.0
+IDLE_STREAM_TIMEOUT_S: Final = 60.0
+PING_INTERVAL_S: Final = 15.0
+PING_DROP_AFTER_S: Final = 45.0
+DHT_CALL_TIMEOUT_S: Final = 10.0
+"""`get` was seen to hang over 100 s on a bad dictionary: every DHT call has a deadline."""
+MAX_CLOCK_SKEW_S: Final = 5.0
+MAX_LEASE_S: Final = 600.0
+MAX_RECORD_LIFETIME_S: Final = 3600.0
+
+# --- claims ------------------------------------------------------------------------------------
+MAX_LIVE_CLAIMS_PER_OWNER: Final = 2
+MAX_CLUSTERS: Final = 1024
+"""A run's K; keys are one per cluster, and a reader walks all of them."""
+MAX_OWNERS_PER_KEY: Final = 256
+"""Subkeys of one DHT key that are looked at; the rest is spam, dropped and counted."""
+
+# --- gossip ------------------------------------------------------------------------------------
+MAX_GOSSIP_PER_PEER_PER_S: Final = 10.0
+"""GossipSub's own per-topic limit: the publisher hits it first, so we raise before it drops."""
+
+# --- inference ---------------------------------------------------------------------------------
+MAX_PROMPT_BYTES: Final = KIB
+MAX_STEPS: Final = 100
+MAX_IMAGES_PER_REQUEST: Final = 16
+MAX_INFERENCE_QUEUE: Final = 16
+MAX_INFERENCE_PER_PEER: Final = 3
+"""One running and two queued."""
+MAX_GUIDANCE: Final = 30.0
+
+# --- disk --------------------------------------------------------------------------------------
+DEFAULT_QUOTA_BYTES: Final = 20 * 1024 * MIB
+DISK_FLOOR_FRACTION: Final = 0.05
+DISK_FLOOR_BYTES: Final = 2 * 1024 * MIB
+"""Never fill a disk: keep free the larger of 5 % and 2 GiB."""

@@ -1,0 +1,1 @@
+"""Experts, routers and sampling: the decentralized diffusion recipe, without a network."""

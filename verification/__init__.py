@@ -1,0 +1,1 @@
+"""Zero-knowledge proofs about LoRA adapters: bytes and paths in, values out."""
