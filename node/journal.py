@@ -1,0 +1,29 @@
+"""What happened on this node, one JSON object a line: for people, for `events`, for the demo.
+
+Never prompts, secrets or tensors. Lines are whole: each is one `write` in append mode.
+"""
+
+import json
+import time
+from pathlib import Path
+
+
+class Journal:
+    """Appends events to a file.
+
+    Args:
+        path: the NDJSON file; made if absent.
+        node: this node's peer id, in every line.
+    """
+
+    def __init__(self, path: Path, node: str) -> None:
+        self._path = path
+        self._node = node
+
+    def write(self, event: str, **facts: object) -> None:
+        """Append one event with the time in seconds since the epoch."""
+        line = json.dumps(
+            {"time": round(time.time(), 3), "node": self._node, "event": event, **facts}
+        )
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")

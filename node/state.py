@@ -1,0 +1,175 @@
+"""What a node must remember over a restart: its run, fencing epochs, peers, and what it published.
+
+One SQLite file per home, written in autocommit with `synchronous=FULL`: an epoch that was seen is
+never forgotten, or a paused owner could be believed. Statements are small enough for the event
+loop (tens of microseconds); nothing here waits for the network.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from node.errors import ErrorCode, NodeError
+from p2p.ids import BlobId, ClusterId, PeerId, RunId
+
+SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE epochs (
+    run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    PRIMARY KEY (run, cluster)
+) STRICT;
+CREATE TABLE peers (
+    peer TEXT PRIMARY KEY, address TEXT NOT NULL, last_seen REAL NOT NULL
+) STRICT;
+CREATE TABLE published (
+    run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL, step INTEGER NOT NULL,
+    samples INTEGER NOT NULL, manifest TEXT NOT NULL, size INTEGER NOT NULL, loss REAL NOT NULL,
+    is_orphan INTEGER NOT NULL, summary TEXT,
+    PRIMARY KEY (run, cluster)
+) STRICT;
+"""
+_MAX_PEERS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The newest checkpoint of a cluster that this node made known."""
+
+    cluster: ClusterId
+    epoch: int
+    step: int
+    samples: int
+    manifest: BlobId
+    size: int
+    loss: float
+    is_orphan: bool
+    summary: BlobId | None
+
+
+class State:
+    """The node's memory on disk; see the module's docstring."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    def run(self) -> RunId | None:
+        """The run this home belongs to, if it ever joined one."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
+        return RunId(row[0]) if row else None
+
+    def bind_run(self, run: RunId) -> None:
+        """Remember the run for good: a node joins exactly one per home.
+
+        Raises:
+            NodeError: if the home already belongs to another.
+        """
+        bound = self.run()
+        if bound is not None and bound != run:
+            raise NodeError(
+                ErrorCode.REFUSED,
+                f"this home already belongs to run {bound}, not {run}",
+                "use another home for the other run: paris-node --home DIR start --run ...",
+            )
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run,))
+
+    def highest_epoch(self, run: RunId, cluster: ClusterId) -> int:
+        """Highest fencing epoch ever seen for a cluster; 0 if none."""
+        row = self._db.execute(
+            "SELECT epoch FROM epochs WHERE run = ? AND cluster = ?", (run, cluster)
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def raise_epoch(self, run: RunId, cluster: ClusterId, epoch: int) -> None:
+        """Remember `epoch` if it is higher than what is remembered; never goes back."""
+        self._db.execute(
+            "INSERT INTO epochs VALUES (?, ?, ?) ON CONFLICT (run, cluster) "
+            "DO UPDATE SET epoch = max(epoch, excluded.epoch)",
+            (run, cluster, epoch),
+        )
+
+    def remember_peer(self, peer: PeerId, address: str, now: float) -> None:
+        """Keep an address that worked, for the next start; the oldest beyond 200 are forgotten."""
+        self._db.execute("INSERT OR REPLACE INTO peers VALUES (?, ?, ?)", (peer, address, now))
+        self._db.execute(
+            "DELETE FROM peers WHERE peer NOT IN "
+            "(SELECT peer FROM peers ORDER BY last_seen DESC LIMIT ?)",
+            (_MAX_PEERS,),
+        )
+
+    def known_addresses(self) -> tuple[str, ...]:
+        """Addresses that worked, the freshest first."""
+        rows = self._db.execute("SELECT address FROM peers ORDER BY last_seen DESC").fetchall()
+        return tuple(row[0] for row in rows)
+
+    def save_published(self, run: RunId, item: Published) -> None:
+        """Remember the newest checkpoint published for a cluster."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO published VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(run, item.cluster, item.epoch, item.step, item.samples, item.manifest),
+                *(item.size, item.loss, int(item.is_orphan), item.summary),
+            ),
+        )
+
+    def published(self, run: RunId) -> tuple[Published, ...]:
+        """Everything this node published for a run, one per cluster."""
+        rows = self._db.execute(
+            "SELECT cluster, epoch, step, samples, manifest, size, loss, is_orphan, summary "
+            "FROM published WHERE run = ? ORDER BY cluster",
+            (run,),
+        )
+        return tuple(
+            Published(
+                cluster=ClusterId(row[0]),
+                epoch=row[1],
+                step=row[2],
+                samples=row[3],
+                manifest=BlobId(row[4]),
+                size=row[5],
+                loss=row[6],
+                is_orphan=bool(row[7]),
+                summary=BlobId(row[8]) if row[8] else None,
+            )
+            for row in rows
+        )
+
+
+@contextmanager
+def open_state(path: Path) -> Iterator[State]:
+    """Open, or make, a home's database.
+
+    Raises:
+        NodeError: if the file is not ours, is damaged, or was written by a newer version.
+    """
+    try:
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            _prepare(connection, path)
+            yield State(connection)
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise NodeError(
+            ErrorCode.FAILED,
+            f"the node's database {path} can't be used: {error}",
+            f"move it away and start again (epochs and peers are learned anew): mv {path} {path}.bad",
+        ) from error
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        connection.executescript(_SCHEMA)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    elif version != SCHEMA_VERSION:
+        raise NodeError(
+            ErrorCode.REFUSED,
+            f"{path} has schema {version}; this version of paris-node reads {SCHEMA_VERSION}",
+            "update paris-node, or use another home",
+        )
