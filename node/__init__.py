@@ -1,1 +1,1 @@
-"""The program: the command line, the supervised processes, and the only place where packages meet."""
+"""The program: command line, supervised processes, and the only place where packages meet."""

@@ -17,32 +17,47 @@ class NodeApi(Protocol):
     """The running node. Methods raise `NodeError` for whatever a person should read."""
 
     def status(self) -> Json:
-        """{schema, peer_id, name, version, run, run_name, listening, peers, network, claims,
-        training, storage, experts_held, uptime_s}."""
+        """The node on one screen.
+
+        {schema, peer_id, name, version, run, run_name, listening, peers, network, claims, training,
+        storage, experts_held, uptime_s}.
+        """
         ...
 
     def peers(self) -> Json:
-        """{schema, peers: [{peer_id, name, address, direct, outbound, rtt_ms, version}]}."""
+        """Live connections: {schema, peers: [{peer_id, name, address, direct, outbound, rtt_ms}]}."""
         ...
 
     def clusters(self) -> Json:
-        """{schema, run, clusters: [{cluster, owner, owner_name, epoch, expires_in_s, samples,
-        budget, complete, mine}], coverage, next}."""
+        """Who owns what, as this node sees it.
+
+        {schema, run, clusters: [{cluster, owner, owner_name, epoch, expires_in_s, samples, budget,
+        complete, mine}], coverage, next}.
+        """
         ...
 
     async def find_experts(self, cluster: int | None) -> Json:
-        """{schema, run, clusters, coverage, experts: [{cluster, owner, epoch, step, samples, cid,
-        bytes, replicas, seen_s}]}, read from the DHT now."""
+        """The experts the DHT tells of now.
+
+        {schema, run, clusters, coverage, experts: [{cluster, owner, epoch, step, samples, cid,
+        bytes, replicas, seen_s}]}.
+        """
         ...
 
     async def show_expert(self, cid: str) -> Json:
-        """{schema, cid, run, cluster, owner, epoch, step, samples, loss, parent, bytes, files,
-        local, providers}."""
+        """One checkpoint's signed manifest.
+
+        {schema, cid, run, cluster, owner, epoch, step, samples, loss, parent, bytes, files, local,
+        providers}.
+        """
         ...
 
     def pull_expert(self, cid: str) -> AsyncIterator[Json]:
-        """Events {event: "progress", bytes, total, sources} ... {event: "done", cid, path, bytes,
-        seconds}."""
+        """Fetch one checkpoint, verified.
+
+        Events {event: "progress", bytes, total, sources}, then {event: "done", cid, path, bytes,
+        seconds}.
+        """
         ...
 
     def generate(self, request: Mapping[str, object]) -> AsyncIterator[Json]:

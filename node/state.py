@@ -156,7 +156,7 @@ def open_state(path: Path) -> Iterator[State]:
         raise NodeError(
             ErrorCode.FAILED,
             f"the node's database {path} can't be used: {error}",
-            f"move it away and start again (epochs and peers are learned anew): mv {path} {path}.bad",
+            f"move it away and start again; epochs are learned anew: mv {path} {path}.bad",
         ) from error
 
 

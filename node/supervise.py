@@ -52,7 +52,9 @@ class WorkerDiedError(Exception):
 class Worker:
     """A running worker process and the line to it. Made by `open_worker`."""
 
-    def __init__(self, name: str, process: trio.Process, line: trio.SocketStream, log: Path):
+    def __init__(
+        self, name: str, process: trio.Process, line: trio.SocketStream, log: Path
+    ) -> None:
         self.name = name
         self._process = process
         self._line = line
