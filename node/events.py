@@ -1,4 +1,4 @@
-"""What a starting node has to say, as values: `node.app` makes them, the command line prints them."""
+"""What a starting node has to say, as values: `node.app` makes them, the CLI prints them."""
 
 from dataclasses import asdict, dataclass
 

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from node.errors import ErrorCode, NodeError
 
@@ -269,7 +269,7 @@ def read_api_file(home: Home) -> ApiFile | None:
     except OSError as error:
         raise _bad_api_file(home, error.strerror or "unreadable") from error
     try:
-        fields = json.loads(raw) if len(raw) <= API_FILE_MAX_BYTES else None
+        fields: Any = json.loads(raw) if len(raw) <= API_FILE_MAX_BYTES else None
         url, token, pid = fields["url"], fields["token"], fields["pid"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _bad_api_file(home, "it is not what a node writes") from error
