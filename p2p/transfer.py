@@ -206,7 +206,7 @@ class Asking:
             self._expected.popleft()
             yield BlobRefused(blob, status)
             return
-        if length > CHUNK_SIZE or (size != UNKNOWN_SIZE and length != size):
+        if length > CHUNK_SIZE or size not in (UNKNOWN_SIZE, length):
             expected = f"{size}" if size != UNKNOWN_SIZE else f"at most {CHUNK_SIZE}"
             raise DecodeError(f"blob {blob}: announced {length} bytes, expected {expected}")
         self._left = length
