@@ -1,0 +1,169 @@
+"""Which experts draw a picture, and with what weight: pure functions on a table of probabilities.
+
+Knows nothing about networks, latents or text.  The identity behind it: if p_k is the posterior of
+cluster k given x_t, then sum_k p_k v_k is the velocity of all the data together
+(arXiv 2501.05450, eq. 8), so dropping experts means renormalising p over those that are left.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from training.errors import TrainingError
+
+MIN_WEIGHT: Final = 1e-3
+"""An expert below this share changes no pixel by one grey level, yet costs a whole forward."""
+
+
+class NoExpertError(TrainingError):
+    """No expert that could draw this is reachable."""
+
+
+class Strategy(StrEnum):
+    """How experts are chosen from their probabilities."""
+
+    STICKY = "sticky"
+    """Draw one expert per picture, keep it to the end: exact ancestral sampling of the mixture."""
+    TOP1 = "top1"
+    """The likeliest expert of every step."""
+    TOP2 = "top2"
+    """The two likeliest experts of every step, renormalised: what the Paris paper found best."""
+    ALL = "all"
+    """Every expert, weighted by its probability."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Weights of experts for a batch of pictures.
+
+    Attributes:
+        clusters: the cluster of each column.
+        weights: [B, E] float64, rows sum to 1; a zero means that the expert is not asked.
+        dropped: probability that fell on clusters without a reachable expert, mean over the batch.
+    """
+
+    clusters: tuple[int, ...]
+    weights: Tensor
+    dropped: Mapping[int, float]
+
+    def shares(self) -> dict[int, float]:
+        """Mean weight of each expert that is asked for anything, largest first."""
+        means = self.weights.mean(dim=0).tolist()
+        named = [
+            (cluster, mean) for cluster, mean in zip(self.clusters, means, strict=True) if mean
+        ]
+        return dict(sorted(named, key=lambda item: (-item[1], item[0])))
+
+
+def mix(
+    probabilities: Tensor,
+    clusters: Sequence[int],
+    reachable: Collection[int],
+    strategy: Strategy,
+    uniforms: Tensor,
+) -> Mixture:
+    """Weights of the reachable experts under `strategy`.
+
+    Args:
+        probabilities: [B, E], >= 0; column e belongs to `clusters[e]`; rows need not sum to 1.
+        clusters: distinct cluster numbers, E of them.
+        reachable: clusters whose expert answers now; others are dropped and renormalised away.
+        strategy: how to choose among the reachable.
+        uniforms: [B] in [0, 1), the one random number of each picture; only `sticky` uses it.
+
+    Raises:
+        NoExpertError: if no cluster of the table is reachable.
+        ValueError: if the shapes disagree or a probability is negative or not finite.
+    """
+    table = _checked(probabilities, clusters, uniforms)
+    is_reachable = torch.tensor([cluster in reachable for cluster in clusters], dtype=torch.bool)
+    if not is_reachable.any():
+        raise NoExpertError(f"none of the clusters {sorted(clusters)} has a reachable expert")
+    lost = (table / table.sum(dim=1, keepdim=True).clamp_min(1e-300)).mean(dim=0)
+    dropped = {
+        cluster: share
+        for cluster, share, here in zip(clusters, lost.tolist(), is_reachable, strict=True)
+        if not here
+    }
+    weights = choose(_renormalised(table, is_reachable), strategy, uniforms)
+    return Mixture(tuple(clusters), weights, dropped)
+
+
+def choose(probabilities: Tensor, strategy: Strategy, uniforms: Tensor) -> Tensor:
+    """Turn probabilities [B, E] (rows sum to 1) into weights [B, E] (rows sum to 1)."""
+    match strategy:
+        case Strategy.STICKY:
+            return one_hot(draw(probabilities, uniforms), probabilities.shape[1])
+        case Strategy.TOP1:
+            return one_hot(probabilities.argmax(dim=1), probabilities.shape[1])
+        case Strategy.TOP2:
+            return _keep_largest(probabilities, 2)
+        case Strategy.ALL:
+            return _keep_largest(probabilities, probabilities.shape[1])
+
+
+def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Inverse-transform draw of one column per row: [B, E], [B] in [0, 1) -> [B] int64.
+
+    Never draws a column of probability below `MIN_WEIGHT`: an expert that hardly saw such data
+    would spoil one picture in a thousand for nothing.
+    """
+    kept = torch.where(probabilities < MIN_WEIGHT, 0.0, probabilities)
+    edges = kept.cumsum(dim=1)
+    target = uniforms.to(edges.dtype)[:, None] * edges[:, -1:]
+    columns = torch.searchsorted(edges, target, right=True).squeeze(1)
+    last = kept.shape[1] - 1 - (kept > 0).int().flip(1).argmax(dim=1)
+    return columns.minimum(last)
+
+
+def one_hot(columns: Tensor, width: int) -> Tensor:
+    """Weights [B, width] float64 with a 1 at each row's column [B]."""
+    return torch.nn.functional.one_hot(columns, width).double()
+
+
+def combine(weights: Tensor, velocities: Tensor) -> Tensor:
+    """Velocity of the mixture: [B, E] weights, [E, B, ...] velocities -> [B, ...].
+
+    Computed in the wider of the two types and returned in the velocities' type.
+    """
+    return torch.einsum("be,eb...->b...", weights, velocities.to(weights.dtype)).to(
+        velocities.dtype
+    )
+
+
+def _checked(probabilities: Tensor, clusters: Sequence[int], uniforms: Tensor) -> Tensor:
+    batch = len(uniforms)
+    if probabilities.shape != (batch, len(clusters)) or len(set(clusters)) != len(clusters):
+        raise ValueError(
+            f"probabilities {tuple(probabilities.shape)}: expected {batch} pictures x "
+            f"{len(clusters)} distinct clusters"
+        )
+    if not torch.isfinite(probabilities).all() or (probabilities < 0).any():
+        raise ValueError("probabilities must be finite and >= 0")
+    return probabilities.double()
+
+
+def _renormalised(table: Tensor, is_reachable: Tensor) -> Tensor:
+    """Rows over the reachable columns, summing to 1.
+
+    A row whose probability lies wholly on missing experts becomes uniform over those that are here:
+    a poor picture and a report of it beat no picture.
+    """
+    kept = torch.where(is_reachable, table, 0.0)
+    total = kept.sum(dim=1, keepdim=True)
+    uniform = is_reachable.double() / is_reachable.sum()
+    return torch.where(total > 0, kept / total.clamp_min(1e-300), uniform)
+
+
+def _keep_largest(probabilities: Tensor, count: int) -> Tensor:
+    """Zero all but the `count` largest of each row and those below `MIN_WEIGHT`; renormalise."""
+    count = min(count, probabilities.shape[1])
+    largest = probabilities.topk(count, dim=1)
+    kept = torch.zeros_like(probabilities).scatter(1, largest.indices, largest.values)
+    kept = kept / kept.sum(dim=1, keepdim=True)
+    kept = torch.where(kept < MIN_WEIGHT, 0.0, kept)
+    return kept / kept.sum(dim=1, keepdim=True)

@@ -1,0 +1,205 @@
+"""Draw latents from noise by asking experts for velocities: a generator without I/O.
+
+`denoise` yields the queries of one evaluation and is sent the answers, so a local expert and one on
+another machine look alike.  None instead of an answer means that the expert did not answer: it is
+not asked again, the weights are renormalised over the others, and only the pictures it leaves
+without a velocity are asked again.
+
+Convention: x_t = (1-t) x_0 + t eps and v = eps - x_0; t runs from 1 (noise) to 0 (data) on a
+uniform grid, so N evaluations make N steps and none is wasted.  Ports, codecs and text encoders are
+unknown here.
+"""
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from training.mixture import Mixture, Strategy, combine, mix
+from training.plan import Denoised, ExpertQuery, SamplePlan, Sampler
+from training.router import FREEZE_BELOW_T
+
+_GOLDEN: Final = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
+
+
+class Routes(Protocol):
+    """Probabilities of clusters, fixed for the picture or following x_t."""
+
+    @property
+    def clusters(self) -> tuple[int, ...]:
+        """The cluster of each column."""
+        ...
+
+    @property
+    def is_static(self) -> bool:
+        """True if the answer never depends on x_t: it is asked once per picture."""
+        ...
+
+    def probabilities(self, x_t: Tensor, t: float) -> Tensor:
+        """[B, C, H, W] at time t -> [B, E], >= 0."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StaticRoutes:
+    """The same probabilities [B, E] at every step: p(k | caption)."""
+
+    clusters: tuple[int, ...]
+    table: Tensor
+    is_static: bool = field(default=True, init=False)
+
+    def probabilities(self, x_t: Tensor, t: float) -> Tensor:
+        """The table, whatever x_t and t are."""
+        del x_t, t
+        return self.table
+
+
+Denoise = Generator[tuple[ExpertQuery, ...], Sequence[Tensor | None], Denoised]
+
+
+def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    """x_1 of each picture from its own generator: [B, C, H, W], independent of the batch."""
+    noises = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noises)
+
+
+def seed_uniform(seed: int) -> float:
+    """The number in [0, 1) with which a picture draws its expert.
+
+    Fibonacci hashing: uniform over seeds, and n neighbouring seeds are spread evenly, so a handful
+    of pictures of one caption shows its clusters in their true shares.
+    """
+    return ((seed * _GOLDEN) % 2**64 >> 11) / 2**53  # 53 bits: never rounds up to 1.0
+
+
+def denoise(plan: SamplePlan, routes: Routes, reachable: Iterable[int]) -> Denoise:
+    """Integrate from noise to data; see the module's docstring for the dialogue.
+
+    Args:
+        plan: what to draw.
+        routes: p(k | ...) for the clusters known.
+        reachable: clusters whose expert can be asked.
+
+    Yields:
+        The queries of one evaluation, in the order in which answers are expected: [b, C, H, W]
+        velocities, or None.  An answer of another shape, or not finite, counts as None.
+
+    Raises:
+        NoExpertError: if no expert is left that answers.
+    """
+    state = _State(plan, routes, reachable)
+    x_t = initial_noise(plan.seeds, plan.shape)
+    past: Tensor | None = None
+    for step in range(plan.steps):
+        t = 1 - step / plan.steps
+        state.route(x_t, t)
+        velocity = yield from _evaluate(state, x_t, t, step)
+        slope = velocity
+        if plan.sampler is Sampler.AB2 and past is not None:
+            same = ~state.has_changed[:, None, None, None]  # another expert's slope is not our past
+            slope = torch.where(same, 1.5 * velocity - 0.5 * past, velocity)
+        x_t = x_t - slope / plan.steps
+        past = velocity
+    return Denoised(x_t, state.shares(), tuple(sorted(state.lost)))
+
+
+class _State:
+    """Who is asked for which picture, through losses; no arithmetic on latents."""
+
+    def __init__(self, plan: SamplePlan, routes: Routes, reachable: Iterable[int]) -> None:
+        self.plan = plan
+        self.routes = routes
+        self.reachable = set(reachable)
+        self.lost: set[int] = set()
+        self.weights = torch.zeros(len(plan.seeds), len(routes.clusters), dtype=torch.float64)
+        self.has_changed = torch.zeros(len(plan.seeds), dtype=torch.bool)
+        self._uniforms = torch.tensor([seed_uniform(seed) for seed in plan.seeds])
+        self._uniforms = self._uniforms.double()
+        self._table: Tensor | None = None
+        self._used = torch.zeros_like(self.weights[0])
+
+    def route(self, x_t: Tensor, t: float) -> None:
+        """Set the weights of one evaluation; sticky, static and late decisions are kept."""
+        self.has_changed = torch.zeros_like(self.has_changed)
+        is_kept = (
+            self.plan.strategy is Strategy.STICKY or self.routes.is_static or t < FREEZE_BELOW_T
+        )
+        if self._table is None or not is_kept:
+            self._table = self.routes.probabilities(x_t, t)
+            self.weights = self._mix(self._table).weights
+
+    def queries(self, x_t: Tensor, t: float, step: int, wanted: Tensor) -> tuple[ExpertQuery, ...]:
+        """One query per expert for the (picture, expert) pairs of `wanted` [B, E]."""
+        built = []
+        for column, cluster in enumerate(self.routes.clusters):
+            rows = wanted[:, column].nonzero().squeeze(1)
+            if len(rows):
+                captions = tuple(self.plan.captions[row] for row in rows.tolist())
+                built.append(
+                    ExpertQuery(
+                        cluster, rows, x_t[rows], t, captions,
+                        self.plan.guidance, step, self.plan.steps,
+                    )
+                )  # fmt: skip
+        return tuple(built)
+
+    def lose(self, clusters: set[int]) -> None:
+        """Give the pictures of these experts to the others; pictures of the others stay put."""
+        self.reachable -= clusters
+        self.lost |= clusters
+        gone = torch.tensor([cluster in clusters for cluster in self.routes.clusters])
+        touched = (self.weights[:, gone] > 0).any(dim=1)
+        if touched.any() and self._table is not None:
+            anew = self._mix(self._table).weights
+            self.weights = torch.where(touched[:, None], anew, self.weights)
+            self.has_changed |= touched
+
+    def count(self, weights: Tensor) -> None:
+        """Add the weights [B, E] that made one evaluation to the report."""
+        self._used += weights.mean(dim=0)
+
+    def shares(self) -> dict[int, float]:
+        """Mean weight of each expert over the evaluations so far."""
+        total = float(self._used.sum())
+        pairs = zip(self.routes.clusters, self._used.tolist(), strict=True)
+        return {cluster: used / total for cluster, used in pairs if used}
+
+    def _mix(self, table: Tensor) -> Mixture:
+        clusters = self.routes.clusters
+        return mix(table, clusters, self.reachable, self.plan.strategy, self._uniforms)
+
+
+def _evaluate(
+    state: _State, x_t: Tensor, t: float, step: int
+) -> Generator[tuple[ExpertQuery, ...], Sequence[Tensor | None], Tensor]:
+    """Velocity of the mixture at x_t [B, C, H, W]; asks again for pictures left with nothing."""
+    columns = {cluster: column for column, cluster in enumerate(state.routes.clusters)}
+    velocities = x_t.new_zeros((len(columns), *x_t.shape))
+    weights = state.weights
+    has_answer = torch.zeros_like(weights, dtype=torch.bool)
+    wanted = weights > 0
+    while wanted.any():
+        queries = state.queries(x_t, t, step, wanted)
+        answers = yield queries
+        gone = set()
+        for query, answer in zip(queries, answers, strict=True):
+            if answer is None or not _is_usable(answer, query):
+                gone.add(query.cluster)
+                continue
+            velocities[columns[query.cluster], query.rows] = answer.to(x_t.dtype)
+            has_answer[query.rows, columns[query.cluster]] = True
+        if gone:
+            state.lose(gone)
+        orphans = ~(has_answer & (weights > 0)).any(dim=1, keepdim=True)
+        weights = torch.where(orphans, state.weights, weights)
+        wanted = orphans & (weights > 0)
+    weights = torch.where(has_answer, weights, 0.0)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    state.count(weights)
+    return combine(weights, velocities)
+
+
+def _is_usable(answer: Tensor, query: ExpertQuery) -> bool:
+    return answer.shape == query.x_t.shape and bool(torch.isfinite(answer).all())
