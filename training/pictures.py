@@ -20,6 +20,8 @@ MAX_CAPTION_LINES: Final = 4
 PAPER: Final = (255, 255, 255)
 INK: Final = (20, 20, 20)
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 def to_image(picture: Tensor) -> Image.Image:
     """A Pillow image of uint8 [C, H, W], C 1 (grey) or 3 (RGB).
@@ -58,14 +60,9 @@ def caption_grid(rows: Sequence[tuple[str, Tensor]], scale: int = SCALE) -> byte
     height, width = (side * scale for side in sizes.pop())
     longest = max(len(pictures) for _, pictures in rows)
     font = ImageFont.load_default(FONT_SIZE)
-    grid = Image.new(
-        "RGB",
-        (
-            CAPTION_WIDTH + longest * (width + MARGIN) + MARGIN,
-            len(rows) * (height + MARGIN) + MARGIN,
-        ),
-        PAPER,
-    )
+    grid_width = CAPTION_WIDTH + longest * (width + MARGIN) + MARGIN
+    grid_height = len(rows) * (height + MARGIN) + MARGIN
+    grid = Image.new("RGB", (grid_width, grid_height), PAPER)
     pen = ImageDraw.Draw(grid)
     for index, (caption, pictures) in enumerate(rows):
         top = MARGIN + index * (height + MARGIN)
@@ -82,9 +79,7 @@ def _enlarge(image: Image.Image, scale: int) -> Image.Image:
     return image if scale == 1 else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _wrap(
-    caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> list[str]:
+def _wrap(caption: str, font: Font, width: int) -> list[str]:
     """Lines of at most `width` pixels, and at most `MAX_CAPTION_LINES` of them."""
     lines: list[str] = []
     for word in caption.split():
