@@ -25,7 +25,7 @@ class NodeApi(Protocol):
         ...
 
     def peers(self) -> Json:
-        """Live connections: {schema, peers: [{peer_id, name, address, direct, outbound, rtt_ms}]}."""
+        """Connections: {schema, peers: [{peer_id, name, address, direct, outbound, rtt_ms}]}."""
         ...
 
     def clusters(self) -> Json:

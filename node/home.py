@@ -81,6 +81,10 @@ class Home:
         """What the node did, for people."""
         return self.state / "node.log"
 
+    def worker_log(self, name: str) -> Path:
+        """What a child process prints: `swarm`, `trainer` or `expert`."""
+        return self.state / f"{name}.log"
+
     @property
     def events_file(self) -> Path:
         """What the node did, one JSON object a line."""

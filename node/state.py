@@ -28,7 +28,11 @@ CREATE TABLE peers (
 CREATE TABLE published (
     run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL, step INTEGER NOT NULL,
     samples INTEGER NOT NULL, manifest TEXT NOT NULL, size INTEGER NOT NULL, loss REAL NOT NULL,
-    is_orphan INTEGER NOT NULL, summary TEXT,
+    is_orphan INTEGER NOT NULL,
+    PRIMARY KEY (run, cluster)
+) STRICT;
+CREATE TABLE summaries (
+    run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL, root TEXT NOT NULL,
     PRIMARY KEY (run, cluster)
 ) STRICT;
 """
@@ -47,7 +51,6 @@ class Published:
     size: int
     loss: float
     is_orphan: bool
-    summary: BlobId | None
 
 
 class State:
@@ -108,17 +111,17 @@ class State:
     def save_published(self, run: RunId, item: Published) -> None:
         """Remember the newest checkpoint published for a cluster."""
         self._db.execute(
-            "INSERT OR REPLACE INTO published VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO published VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(run, item.cluster, item.epoch, item.step, item.samples, item.manifest),
-                *(item.size, item.loss, int(item.is_orphan), item.summary),
+                *(item.size, item.loss, int(item.is_orphan)),
             ),
         )
 
     def published(self, run: RunId) -> tuple[Published, ...]:
         """Everything this node published for a run, one per cluster."""
         rows = self._db.execute(
-            "SELECT cluster, epoch, step, samples, manifest, size, loss, is_orphan, summary "
+            "SELECT cluster, epoch, step, samples, manifest, size, loss, is_orphan "
             "FROM published WHERE run = ? ORDER BY cluster",
             (run,),
         )
@@ -132,10 +135,22 @@ class State:
                 size=row[5],
                 loss=row[6],
                 is_orphan=bool(row[7]),
-                summary=BlobId(row[8]) if row[8] else None,
             )
             for row in rows
         )
+
+    def save_summary(self, run: RunId, cluster: ClusterId, epoch: int, root: BlobId) -> None:
+        """Remember the routing summary published for a cluster."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO summaries VALUES (?, ?, ?, ?)", (run, cluster, epoch, root)
+        )
+
+    def summaries(self, run: RunId) -> tuple[tuple[ClusterId, int, BlobId], ...]:
+        """(cluster, epoch, summary) of everything summarised here."""
+        rows = self._db.execute(
+            "SELECT cluster, epoch, root FROM summaries WHERE run = ? ORDER BY cluster", (run,)
+        )
+        return tuple((ClusterId(row[0]), row[1], BlobId(row[2])) for row in rows)
 
 
 @contextmanager

@@ -1,0 +1,82 @@
+"""Folders of blobs as folders on disk: fetched if need be, unpacked once, reused ever after.
+
+What torch reads is a plain folder; what the network moves is blobs. Each unpacked folder is named
+by its CID, so that a new version never overwrites one in use.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from node.context import NodeContext
+from node.fetching import ProgressHook
+from node.keeping import expert_label
+from p2p.ids import BlobId, PeerId
+from p2p.records import CheckpointManifest, FileEntry
+
+_KEPT_CHECKPOINTS: Final = 16
+"""Unpacked checkpoints kept on disk: what is drawn with now, and a few before it."""
+
+
+async def unpacked_folder(context: NodeContext, root: BlobId, label: str) -> Path:
+    """A `FileSet` as a folder on disk.
+
+    Raises:
+        NodeError: if it can't be had from anybody.
+        StorageError: if the disk refuses.
+    """
+    target = context.folder / "unpacked" / root
+    if not target.exists():
+        folder = await context.fetcher.folder(root, label=label)
+        await _unpack(context, folder.files, target)
+    return target
+
+
+async def unpacked_checkpoint(
+    context: NodeContext,
+    cid: BlobId,
+    owner: PeerId,
+    *,
+    label: str | None = None,
+    on_progress: ProgressHook | None = None,
+) -> Path:
+    """A checkpoint as a folder on disk.
+
+    Args:
+        context: the node.
+        cid: of its signed manifest.
+        owner: who to ask first.
+        label: pinned under it; None to keep it as long as it is among the newest.
+        on_progress: told of verified bytes.
+
+    Raises:
+        NodeError: if it can't be had from anybody.
+        DecodeError: if it is not a checkpoint.
+        StorageError: if the disk refuses.
+    """
+    manifest = (await context.fetcher.manifest(cid, hints=(owner,))).record
+    target = checkpoint_folder(context, manifest, cid)
+    label = label or expert_label(manifest.cluster, manifest.samples)
+    await context.fetcher.checkpoint(cid, label=label, hints=(owner,), on_progress=on_progress)
+    if not target.exists():
+        await _unpack(context, manifest.files, target)
+        await trio.to_thread.run_sync(_drop_oldest, target.parent)
+    return target
+
+
+def checkpoint_folder(context: NodeContext, manifest: CheckpointManifest, cid: BlobId) -> Path:
+    """Where a checkpoint lies, or would lie, unpacked."""
+    return context.folder / "experts" / str(manifest.cluster) / cid
+
+
+async def _unpack(context: NodeContext, files: tuple[FileEntry, ...], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    await trio.to_thread.run_sync(context.blobs.materialise, files, target)
+
+
+def _drop_oldest(folder: Path) -> None:
+    kept = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    for path in kept[:-_KEPT_CHECKPOINTS]:
+        shutil.rmtree(path)

@@ -1,0 +1,185 @@
+"""Training one held cluster: its data, its best starting point, the trainer process, its news.
+
+The trainer is a process of its own: whatever happens to the network costs it no step, and whatever
+happens to it costs the network nothing. It is restarted from its own state, and gives up only with
+a sentence in `status`.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from node.catalog import Catalog
+from node.context import NodeContext
+from node.folders import unpacked_checkpoint, unpacked_folder
+from node.publishing import Publisher, Saved
+from node.supervise import Worker, WorkerDiedError, open_worker
+from node.workers.link import Message
+from p2p.errors import StorageError
+from p2p.ids import BlobId, ClusterId
+from p2p.records import RunManifest
+
+logger = logging.getLogger(__name__)
+
+_GRACE_S: Final = 4.0
+"""A trainer finishes its step, saves and leaves in this time; the node promises 5 s in all."""
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 60.0
+
+
+class TrainingFailedError(Exception):
+    """The trainer says it cannot go on: wrong data, a bad starting checkpoint, no memory."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a training is, as `status` shows it."""
+
+    step: int = 0
+    samples: int = 0
+    loss: float | None = None
+    samples_per_s: float | None = None
+    pid: int | None = None
+    note: str = ""
+
+
+@dataclass(slots=True)
+class TrainingJob:
+    """One cluster's training under one claim."""
+
+    context: NodeContext
+    manifest: RunManifest
+    catalog: Catalog
+    publisher: Publisher
+    cluster: ClusterId
+    epoch: int
+    progress: Progress = field(default_factory=Progress)
+    lost_claim: bool = False
+    """Set before the job is cancelled when the cluster went to another owner."""
+    _parent: BlobId | None = None
+
+    async def run(self) -> None:
+        """Train to the end of the budget. Cancel to stop: the trainer then saves and leaves."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self._train_once()
+                return
+            except (WorkerDiedError, TrainingFailedError, StorageError) as error:
+                logger.warning("training cluster %d: %s", self.cluster, error)
+                self.context.journal.write("trainer_failed", cluster=self.cluster, why=str(error))
+                self.progress.note = str(error)
+            await trio.sleep(pause_s)
+            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
+
+    async def _train_once(self) -> None:
+        order = await self._order()
+        log = self.context.config.paths.worker_log("trainer")
+        async with open_worker("node.workers.trainer", log=log, grace_s=_GRACE_S) as worker:
+            self.progress.pid = worker.pid
+            await worker.send(order)
+            try:
+                await self._follow(worker)
+            except trio.Cancelled:
+                with trio.move_on_after(_GRACE_S) as scope:
+                    scope.shield = True
+                    await self._stop(worker)
+                raise
+            finally:
+                self.progress.pid = None
+
+    async def _order(self) -> Message:
+        """Everything the trainer needs, on disk; where it is."""
+        context = self.context
+        shared = await unpacked_folder(context, self.manifest.shared, "shared")
+        data = await unpacked_folder(
+            context, self.manifest.data[self.cluster], f"data/{self.cluster}"
+        )
+        state = context.folder / "train" / str(self.cluster)
+        return {
+            "kind": "train",
+            "shared": str(shared),
+            "data": str(data),
+            "state": str(state),
+            "cluster": self.cluster,
+            "start_from": await self._starting_point(state),
+            "threads": context.config.threads,
+            "device": context.config.device,
+        }
+
+    async def _starting_point(self, state: Path) -> str | None:
+        """The published checkpoint to go on from; the trainer prefers its own state if as far."""
+        best = self.catalog.best(self.cluster)
+        if best is None or (best.owner == self.context.identity.peer and state.exists()):
+            return None
+        folder = await unpacked_checkpoint(self.context, best.record.manifest, best.owner)
+        self._parent = best.record.manifest
+        self.context.journal.write(
+            "continues",
+            cluster=self.cluster,
+            epoch=self.epoch,
+            samples=best.record.samples,
+            cid=best.record.manifest,
+            owner=best.owner,
+        )
+        return str(folder)
+
+    async def _follow(self, worker: Worker) -> None:
+        while True:
+            message = await worker.receive()
+            if await self._handle(message):
+                return
+
+    async def _stop(self, worker: Worker) -> None:
+        """Ask for a last checkpoint and publish it: no training is wasted."""
+        try:
+            await worker.send({"kind": "stop"})
+            while not await self._handle(await worker.receive()):
+                pass
+        except (WorkerDiedError, TrainingFailedError, StorageError) as error:
+            logger.warning("stopping cluster %d: %s", self.cluster, error)
+
+    async def _handle(self, message: Message) -> bool:
+        """Take one message of the trainer; True when it is done."""
+        progress = self.progress
+        match message:
+            case {"kind": "step"}:
+                progress.step = int(str(message["step"]))
+                progress.samples = int(str(message["samples"]))
+                progress.loss = float(str(message["loss"]))
+                progress.samples_per_s = float(str(message["samples_per_s"]))
+                progress.note = ""
+            case {"kind": "saved"}:
+                await self._publish(message)
+            case {"kind": "summary"}:
+                path = Path(str(message["path"]))
+                await self.publisher.summary(self.cluster, self.epoch, path)
+            case {"kind": "started"}:
+                self.context.journal.write(
+                    "training", cluster=self.cluster, epoch=self.epoch, samples=message["samples"]
+                )
+            case {"kind": "done"}:
+                return True
+            case {"kind": "failed"}:
+                raise TrainingFailedError(str(message["error"]))
+        return False
+
+    async def _publish(self, message: Message) -> None:
+        saved = Saved(
+            cluster=self.cluster,
+            epoch=self.epoch,
+            folder=Path(str(message["path"])),
+            step=int(str(message["step"])),
+            samples=int(str(message["samples"])),
+            loss=float(str(message["loss"])),
+            parent=self._parent,
+            is_orphan=self.lost_claim,
+        )
+        try:
+            self._parent = await self.publisher.checkpoint(saved)
+        except StorageError as error:  # training goes on: the next save is published instead
+            logger.warning("checkpoint of cluster %d not published: %s", self.cluster, error)
+            self.progress.note = str(error)
