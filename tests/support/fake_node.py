@@ -46,7 +46,7 @@ class FakeNode:
     event_size: int = 10
     is_stopped: bool = False
     on_stop: Callable[[], None] = lambda: None
-    training: Json | None = field(
+    training: Mapping[str, object] | None = field(
         default_factory=lambda: {
             "cluster": 3,
             "step": 1200,
