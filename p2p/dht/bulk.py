@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from p2p.blob_files import blob_size, prepare, write_blob
+from p2p.dht.bulk_serve import ServeGate, serve_stream
 from p2p.errors import (
     DecodeError,
     LimitError,
@@ -25,7 +26,6 @@ from p2p.errors import (
     StreamClosedError,
     TransportError,
 )
-from p2p.dht.bulk_serve import ServeGate, serve_stream
 from p2p.ids import BlobId
 from p2p.limits import DIAL_TIMEOUT_S, FIRST_BYTE_TIMEOUT_S, REQUEST_TIMEOUT_S
 from p2p.transfer import (
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["OpenStream", "PullTiming", "ServeGate", "pull", "serve_stream"]
 
 OpenStream = Callable[[str], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
-"""Opens a `transfer.PROTOCOL` stream to a provider's peer id; raises `TransportError`, `OSError`."""
+"""Opens a `transfer.PROTOCOL` stream to a peer id; raises `TransportError` or `OSError`."""
 
 _READ_SIZE: Final = 256 * 1024
 _PROGRESS_EVERY_S: Final = 0.1
