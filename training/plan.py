@@ -5,15 +5,20 @@ is 30 bytes, its token states are up to 118 KB).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from torch import Tensor
 
+from training.config import LatentShape
+from training.errors import ConfigError
 from training.mixture import Strategy
 
-MAX_SAMPLER_STEPS: Final = 1000
+MAX_PICTURES: Final = 4096
+MAX_STEPS: Final = 1000
+MAX_GUIDANCE: Final = 30.0
+MAX_SEED: Final = 2**63 - 1
 
 
 class Sampler(StrEnum):
@@ -26,32 +31,57 @@ class Sampler(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class SamplePlan:
-    """What to draw: one caption and one seed per picture, and how.
+class SampleOptions:
+    """How to draw; the defaults are those measured best for the bundled run.
 
     Attributes:
-        captions: one per picture.
-        seeds: one per picture; a picture depends on its own seed and caption, never on the others.
-        shape: (C, H, W) of a latent.
         strategy: how experts are chosen.
         sampler: how velocities are integrated.
-        steps: evaluations per picture, 1 to `MAX_SAMPLER_STEPS`.
-        guidance: classifier-free guidance; 1 draws from the conditional model as it is.
+        steps: evaluations per picture.
+        guidance: classifier-free guidance; 1 draws from the conditional model as it is, 0 from the
+            unconditional one.
+
+    Raises:
+        ConfigError: for a value out of range.
     """
 
-    captions: tuple[str, ...]
-    seeds: tuple[int, ...]
-    shape: tuple[int, int, int]
     strategy: Strategy = Strategy.STICKY
     sampler: Sampler = Sampler.AB2
     steps: int = 10
     guidance: float = 4.0
 
     def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ConfigError(f"steps must be 1 to {MAX_STEPS}, got {self.steps}")
+        if not 0 <= self.guidance <= MAX_GUIDANCE:
+            raise ConfigError(f"guidance must be 0 to {MAX_GUIDANCE:g}, got {self.guidance}")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePlan:
+    """What to draw: one caption and one seed per picture.
+
+    Attributes:
+        captions: one per picture.
+        seeds: one per picture, 0 to 2^63 - 1; a picture depends on its own seed and caption, never
+            on the others.
+        shape: (C, H, W) of a latent.
+        options: how to draw them.
+
+    Raises:
+        ConfigError: for no pictures, a number of seeds that differs, or a seed out of range.
+    """
+
+    captions: tuple[str, ...]
+    seeds: tuple[int, ...]
+    shape: LatentShape
+    options: SampleOptions = field(default_factory=SampleOptions)
+
+    def __post_init__(self) -> None:
         if not self.captions or len(self.captions) != len(self.seeds):
-            raise ValueError(f"{len(self.captions)} captions and {len(self.seeds)} seeds")
-        if not 1 <= self.steps <= MAX_SAMPLER_STEPS:
-            raise ValueError(f"steps: got {self.steps}, expected 1 to {MAX_SAMPLER_STEPS}")
+            raise ConfigError(f"{len(self.captions)} captions and {len(self.seeds)} seeds")
+        if not all(0 <= seed <= MAX_SEED for seed in self.seeds):
+            raise ConfigError(f"a seed must be 0 to {MAX_SEED}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +122,58 @@ class Denoised:
     latents: Tensor
     shares: Mapping[int, float]
     lost: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One caption, `n` pictures of it with the seeds seed, seed + 1, ...
+
+    Raises:
+        ConfigError: for n or the seed out of range.
+    """
+
+    prompt: str
+    n: int = 1
+    seed: int = 0
+    options: SampleOptions = field(default_factory=SampleOptions)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= MAX_PICTURES:
+            raise ConfigError(f"n must be 1 to {MAX_PICTURES}, got {self.n}")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Who will draw.
+
+    Attributes:
+        experts: cluster -> share of the work at the first step, largest first.
+        missing: cluster -> share that fell on an expert that is not here.
+    """
+
+    experts: Mapping[int, float]
+    missing: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`step` of `steps` evaluations are done."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The end: pictures, and who drew them.
+
+    Attributes:
+        pngs: PNG bytes, one per picture.
+        shares: cluster -> share of the work done; sums to 1.
+    """
+
+    pngs: tuple[bytes, ...]
+    shares: Mapping[int, float]
+
+
+SampleEvent = Route | Step | Images

@@ -11,7 +11,8 @@ nothing about experts, text encoders or files of a run.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -91,6 +92,30 @@ class GaussRouter:
         """
         log_prior = self._log_counts if prior is None else prior.float().clamp_min(1e-30).log()
         return (self.log_likelihood(x_t, t) + log_prior).softmax(dim=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GaussRoutes:
+    """p(k | x_t, caption): the router's likelihood with the caption's probabilities as prior."""
+
+    router: GaussRouter
+    prior: Tensor
+    is_static: bool = field(default=False, init=False)
+
+    @classmethod
+    def join(cls, router: GaussRouter, clusters: Sequence[int], table: Tensor) -> "GaussRoutes":
+        """Bring the columns of `table` [B, K] (of `clusters`) into the router's order."""
+        columns = [list(clusters).index(cluster) for cluster in router.clusters]
+        return cls(router, table[:, columns])
+
+    @property
+    def clusters(self) -> tuple[int, ...]:
+        """Those with a summary."""
+        return self.router.clusters
+
+    def probabilities(self, x_t: Tensor, t: float) -> Tensor:
+        """[B, C, H, W] -> [B, E]."""
+        return self.router.probabilities(x_t, t, self.prior)
 
 
 def _pad(summary: GaussSummary, components: int, rank: int) -> GaussSummary:

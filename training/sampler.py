@@ -92,15 +92,15 @@ def denoise(plan: SamplePlan, routes: Routes, reachable: Iterable[int]) -> Denoi
     state = _State(plan, routes, reachable)
     x_t = initial_noise(plan.seeds, plan.shape)
     past: Tensor | None = None
-    for step in range(plan.steps):
-        t = 1 - step / plan.steps
+    for step in range(plan.options.steps):
+        t = 1 - step / plan.options.steps
         state.route(x_t, t)
         velocity = yield from _evaluate(state, x_t, t, step)
         slope = velocity
-        if plan.sampler is Sampler.AB2 and past is not None:
+        if plan.options.sampler is Sampler.AB2 and past is not None:
             same = ~state.has_changed[:, None, None, None]  # another expert's slope is not our past
             slope = torch.where(same, 1.5 * velocity - 0.5 * past, velocity)
-        x_t = x_t - slope / plan.steps
+        x_t = x_t - slope / plan.options.steps
         past = velocity
     return Denoised(x_t, state.shares(), tuple(sorted(state.lost)))
 
@@ -124,7 +124,9 @@ class _State:
         """Set the weights of one evaluation; sticky, static and late decisions are kept."""
         self.has_changed = torch.zeros_like(self.has_changed)
         is_kept = (
-            self.plan.strategy is Strategy.STICKY or self.routes.is_static or t < FREEZE_BELOW_T
+            self.plan.options.strategy is Strategy.STICKY
+            or self.routes.is_static
+            or t < FREEZE_BELOW_T
         )
         if self._table is None or not is_kept:
             self._table = self.routes.probabilities(x_t, t)
@@ -140,7 +142,7 @@ class _State:
                 built.append(
                     ExpertQuery(
                         cluster, rows, x_t[rows], t, captions,
-                        self.plan.guidance, step, self.plan.steps,
+                        self.plan.options.guidance, step, self.plan.options.steps,
                     )
                 )  # fmt: skip
         return tuple(built)
@@ -168,7 +170,7 @@ class _State:
 
     def _mix(self, table: Tensor) -> Mixture:
         clusters = self.routes.clusters
-        return mix(table, clusters, self.reachable, self.plan.strategy, self._uniforms)
+        return mix(table, clusters, self.reachable, self.plan.options.strategy, self._uniforms)
 
 
 def _evaluate(

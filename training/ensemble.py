@@ -1,0 +1,194 @@
+"""The experts at hand as one model: captions in, pictures out, with an account of who drew what.
+
+Puts together the sampler, the router, the text encoder and the codec.  Experts that are not here
+are simply absent: weights are renormalised, and the `Route` event says what was missing.
+"""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from training.captions import CaptionPrior
+from training.codecs import Codec
+from training.errors import ConfigError
+from training.mixture import Strategy, mix
+from training.pictures import encode_png
+from training.plan import (
+    MAX_PICTURES,
+    Denoised,
+    ExpertQuery,
+    Images,
+    Route,
+    SampleEvent,
+    SampleOptions,
+    SamplePlan,
+    SampleRequest,
+    Step,
+)
+from training.router import GaussRouter, GaussRoutes
+from training.sampler import Routes, StaticRoutes, denoise, seed_uniform
+from training.text import UNCONDITIONAL, TextEncoder
+
+CHUNK: Final = 100
+"""Pictures denoised together: more gains nothing on a CPU and costs memory."""
+
+
+class VelocityNet(Protocol):
+    """A trained expert (`training.experts.Expert`)."""
+
+    def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """[B, C, H, W], [B], [B, L, D], [B, L] -> [B, C, H, W]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """Pictures of a batch: uint8 [B, C, S, S], and the experts' shares."""
+
+    pictures: Tensor
+    shares: Mapping[int, float]
+
+
+class Ensemble:
+    """Experts, router, text encoder and codec of one run."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        encoder: TextEncoder,
+        prior: CaptionPrior,
+        experts: Mapping[int, VelocityNet],
+        router: GaussRouter | None = None,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            codec: of the run.
+            encoder: of the run.
+            prior: p(k | caption).
+            experts: by cluster; as few as one.
+            router: p(k | x_t, t); without one every strategy routes by the caption alone.
+
+        Raises:
+            ConfigError: if there is no expert, or one of a cluster that the run does not have.
+        """
+        unknown = sorted(set(experts) - set(prior.clusters))
+        if not experts or unknown:
+            raise ConfigError(
+                f"experts of clusters {sorted(experts)}, the run has {prior.clusters}"
+            )
+        self._codec = codec
+        self._encoder = encoder
+        self._prior = prior
+        self._experts = dict(experts)
+        self._router = router
+
+    @property
+    def clusters(self) -> tuple[int, ...]:
+        """The clusters whose experts are here."""
+        return tuple(sorted(self._experts))
+
+    def generate(self, request: SampleRequest) -> Iterator[SampleEvent]:
+        """Draw one caption: a `Route`, a `Step` around each evaluation, then the `Images`.
+
+        Closing the iterator stops the work at the next evaluation.
+        """
+        seeds = tuple(range(request.seed, request.seed + request.n))
+        plan = self._plan((request.prompt,) * request.n, seeds, request.options)
+        yield self.route(plan)
+        denoised = yield from self._denoise(plan)
+        pngs = tuple(encode_png(picture) for picture in self._decode(denoised.latents))
+        yield Images(pngs, denoised.shares)
+
+    def generate_batch(
+        self,
+        captions: Sequence[str],
+        seed: int = 0,
+        options: SampleOptions | None = None,
+    ) -> Drawn:
+        """Draw one picture per caption, picture i with seed + i, `CHUNK` at a time.
+
+        Raises:
+            ConfigError: for no caption, more than `MAX_PICTURES`, or a seed out of range.
+        """
+        if not 1 <= len(captions) <= MAX_PICTURES:
+            raise ConfigError(f"{len(captions)} captions, expected 1 to {MAX_PICTURES}")
+        pictures, shares = [], dict.fromkeys(self.clusters, 0.0)
+        for start in range(0, len(captions), CHUNK):
+            part = tuple(captions[start : start + CHUNK])
+            seeds = tuple(range(seed + start, seed + start + len(part)))
+            denoised = _exhaust(self._denoise(self._plan(part, seeds, options or SampleOptions())))
+            pictures.append(self._decode(denoised.latents))
+            for cluster, share in denoised.shares.items():
+                shares[cluster] += share * len(part) / len(captions)
+        return Drawn(torch.cat(pictures), {k: share for k, share in shares.items() if share})
+
+    def route(self, plan: SamplePlan) -> Route:
+        """Who would draw `plan`, judged by the captions alone."""
+        table = self._prior.probabilities(plan.captions)
+        uniforms = torch.tensor([seed_uniform(seed) for seed in plan.seeds])
+        mixture = mix(
+            table, self._prior.clusters, self.clusters, plan.options.strategy, uniforms.double()
+        )
+        return Route(mixture.shares(), mixture.dropped)
+
+    def answer(self, query: ExpertQuery) -> Tensor:
+        """Velocities [b, C, H, W] of the local expert that `query` names, guidance applied."""
+        return answer_query(self._experts[query.cluster], self._encoder, query)
+
+    def _plan(
+        self, captions: tuple[str, ...], seeds: tuple[int, ...], options: SampleOptions
+    ) -> SamplePlan:
+        return SamplePlan(captions, seeds, self._codec.latent, options)
+
+    def routes(self, plan: SamplePlan) -> Routes:
+        """What the sampler asks for probabilities: p(k | caption), and x_t if there is a router."""
+        table = self._prior.probabilities(plan.captions)
+        if self._router is None or plan.options.strategy is Strategy.STICKY:
+            return StaticRoutes(self._prior.clusters, table)
+        return GaussRoutes.join(self._router, self._prior.clusters, table)
+
+    def _denoise(self, plan: SamplePlan) -> Generator[Step, None, Denoised]:
+        dialogue = denoise(plan, self.routes(plan), self.clusters)
+        steps = plan.options.steps
+        try:
+            queries = next(dialogue)
+            while True:
+                yield Step(queries[0].step, steps)
+                queries = dialogue.send([self.answer(query) for query in queries])
+        except StopIteration as end:
+            yield Step(steps, steps)
+            return cast("Denoised", end.value)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """[B, C, H, W] -> uint8 [B, C, S, S]."""
+        return (self._codec.decode(latents) * 255).round().to(torch.uint8)
+
+
+def answer_query(expert: VelocityNet, encoder: TextEncoder, query: ExpertQuery) -> Tensor:
+    """Velocities [b, C, H, W] that an expert gives to a query, guidance applied.
+
+    Conditional and unconditional rows go through the net in one batch:
+    v = v_unconditional + guidance (v_conditional - v_unconditional).  Source: arXiv 2207.12598.
+    """
+    if query.guidance == 1:
+        text = encoder.encode(query.captions)
+        t = torch.full((len(query.rows),), query.t)
+        return expert.velocity(query.x_t, t, text.states, text.mask)
+    empty = (UNCONDITIONAL,) * len(query.captions)
+    text = encoder.encode(query.captions + empty)
+    t = torch.full((2 * len(query.rows),), query.t)
+    both = expert.velocity(torch.cat([query.x_t, query.x_t]), t, text.states, text.mask)
+    conditional, unconditional = both.chunk(2)
+    return unconditional + query.guidance * (conditional - unconditional)
+
+
+def _exhaust(drawing: Generator[Step, None, Denoised]) -> Denoised:
+    while True:
+        try:
+            next(drawing)
+        except StopIteration as end:
+            return cast("Denoised", end.value)
