@@ -13,6 +13,14 @@ class DecodeError(PeerError):
     """Bytes from outside are not what they should be; the message says what, got, expected."""
 
 
+class ExpiredError(DecodeError):
+    """A well-formed record whose time is over or has not come: late, not necessarily hostile."""
+
+
+class EncodeError(P2PError, ValueError):
+    """Our own value breaks the form every reader would demand: a bug or a NaN on this side."""
+
+
 class SignatureError(PeerError):
     """A signed record whose signature, owner or key does not match."""
 

@@ -93,7 +93,7 @@ class Host(Protocol):
         ...
 
     def set_handler(self, protocol: str, handler: StreamHandler) -> None:
-        """Serve a protocol. The handler runs in its own task; any error it lets out resets the stream."""
+        """Serve a protocol, each stream in its own task; an error let out resets the stream."""
         ...
 
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
@@ -107,15 +107,15 @@ class Host(Protocol):
     def open_stream(
         self, peer: PeerId, protocol: str, *, timeout_s: float
     ) -> AbstractAsyncContextManager[Stream]:
-        """A new stream, closed on leaving (reset if left by an error). Raises `TransportError`."""
+        """A new stream, closed on leaving, reset if left by error. Raises `TransportError`."""
         ...
 
     async def subscribe(
         self, topic: str, validator: TopicValidator
     ) -> trio.MemoryReceiveChannel[GossipMessage]:
-        """Join a topic; accepted messages of others arrive on a bounded channel (newest dropped)."""
+        """Join a topic; accepted messages of others come on a bounded channel (newest dropped)."""
         ...
 
     async def publish(self, topic: str, data: bytes) -> None:
-        """Gossip `data`. Raises `LimitError` if it is too large or too soon; never drops silently."""
+        """Gossip `data`; never dropped in silence: `LimitError` if it is too large or too soon."""
         ...

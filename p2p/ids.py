@@ -7,6 +7,7 @@ Sources: github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md, github.com/mu
 
 import base64
 import hashlib
+import re
 from typing import Final, NewType
 
 from p2p.errors import DecodeError
@@ -23,7 +24,9 @@ _BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _BASE58_VALUE: Final = {char: value for value, char in enumerate(_BASE58)}
 _CID_PREFIX: Final = bytes((0x01, 0x55, 0x12, 0x20))  # CIDv1, raw, sha2-256, 32 bytes
 _PEER_PREFIX: Final = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))  # identity(36), Ed25519, 32 bytes
-_BLOB_ID_LENGTH: Final = 59
+_BLOB_ID: Final = re.compile("bafkrei[a-h][a-z2-7]{50}[aeimquy4]")
+"""Exactly the canonical texts of that prefix and 32 bytes: the last character's two spare bits are
+zero. A pattern, because decoding base32 in Python takes 20 us and a manifest has 16,000 of them."""
 _PEER_ID_MAX_LENGTH: Final = 64
 
 
@@ -50,14 +53,11 @@ def parse_blob_id(text: object) -> BlobId:
     Raises:
         DecodeError: if it is anything else (other codec, other hash, upper case, padding).
     """
-    if not isinstance(text, str) or len(text) != _BLOB_ID_LENGTH or text[0] != "b":
-        raise DecodeError(f"CID: got {str(text)[:70]!r}, expected 'bafkrei...' (59 characters)")
-    try:
-        raw = base64.b32decode(text[1:].upper() + "=" * (-len(text[1:]) % 8))
-    except ValueError as error:
-        raise DecodeError(f"CID {text!r} is not base32") from error
-    if raw[:4] != _CID_PREFIX or blob_id_of_digest(raw[4:]) != text:
-        raise DecodeError(f"CID {text!r} is not a canonical CIDv1 of a raw block by sha2-256")
+    if not isinstance(text, str) or _BLOB_ID.fullmatch(text) is None:
+        raise DecodeError(
+            f"CID: got {_shown(text)}, expected the canonical CIDv1 of a raw block by sha2-256: "
+            "'bafkrei...', 59 characters"
+        )
     return BlobId(text)
 
 
@@ -85,7 +85,7 @@ def peer_public_key(peer: object) -> bytes:
         DecodeError: if `peer` is not a peer id that carries an Ed25519 key.
     """
     if not isinstance(peer, str) or not 0 < len(peer) <= _PEER_ID_MAX_LENGTH:
-        raise DecodeError(f"peer id: got {str(peer)[:70]!r}, expected '12D3KooW...'")
+        raise DecodeError(f"peer id: got {_shown(peer)}, expected '12D3KooW...'")
     raw = _base58_decode(peer)
     if raw[:6] != _PEER_PREFIX or len(raw) != 38:
         raise DecodeError(f"peer id {peer!r} does not carry an Ed25519 public key")
@@ -99,6 +99,10 @@ def parse_peer_id(text: object) -> PeerId:
         DecodeError: if it is anything else.
     """
     return peer_id(peer_public_key(text))
+
+
+def _shown(thing: object) -> str:
+    return repr(thing[:70]) if isinstance(thing, str) else type(thing).__name__
 
 
 def _base58_encode(raw: bytes) -> str:

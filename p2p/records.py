@@ -4,16 +4,36 @@ A record says *what*; who said it, under which key and until when is the envelop
 (`p2p.codec`). Blobs never hold a path, a URL or code: only names of other blobs.
 """
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, assert_never
 
-from p2p.errors import DecodeError
+from p2p.errors import DecodeError, LimitError
 from p2p.ids import BlobId, ClusterId, PeerId, RunId
-from p2p.limits import MAX_CLUSTERS, MAX_LEASE_S
+from p2p.limits import (
+    CHUNK_SIZE,
+    MAX_ADDRESS_LENGTH,
+    MAX_ADDRESSES,
+    MAX_CLUSTERS,
+    MAX_EPOCH,
+    MAX_FILE_NAME,
+    MAX_FILE_SIZE,
+    MAX_LABEL,
+    MAX_LEASE_S,
+    MAX_MANIFEST_FILES,
+    MAX_RECEIPT_EXPERTS,
+    MAX_SAMPLES,
+)
 
 KEY_PREFIX: Final = "paris/1"
 NODE_SHARDS: Final = 16
 """Node records are spread over this many keys: a subkey dictionary travels whole in each reply."""
+BLOB_KEY: Final = "paris/1/blob"
+"""The key inside envelopes that are stored by their CID and never expire."""
+
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""One folder level on every file system, and nothing a shell or a terminal would act upon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +45,45 @@ class FileEntry:
     size: int
     chunks: tuple[BlobId, ...]
 
+    def __post_init__(self) -> None:
+        """Check the name, the size and that the chunks cover it.
+
+        Raises:
+            DecodeError: if the name is not a bare, portable file name, or the chunks do not fit.
+            LimitError: if the name or the size is over its limit.
+        """
+        if len(self.name) > MAX_FILE_NAME or self.size > MAX_FILE_SIZE:
+            raise LimitError(
+                f"file {self.name[:MAX_FILE_NAME]!r}: {self.size} bytes; the limits are "
+                f"{MAX_FILE_NAME} characters and {MAX_FILE_SIZE} bytes"
+            )
+        if _FILE_NAME.fullmatch(self.name) is None:
+            raise DecodeError(
+                f"file name {self.name!r}: expected letters, digits, '.', '_', '-', "
+                "and no leading dot"
+            )
+        expected = -(-self.size // CHUNK_SIZE)
+        if self.size < 0 or len(self.chunks) != expected:
+            raise DecodeError(
+                f"file {self.name!r}: {len(self.chunks)} chunks for {self.size} bytes, "
+                f"expected {expected}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class FileSet:
     """A folder's worth of files as a blob: what a CID of a folder names."""
 
     files: tuple[FileEntry, ...]
+
+    def __post_init__(self) -> None:
+        """Check the names against each other.
+
+        Raises:
+            DecodeError: if two files have one name.
+            LimitError: if there are too many files.
+        """
+        _check_files(self.files)
 
     @property
     def size(self) -> int:
@@ -63,7 +116,9 @@ class ClaimPolicy:
                 f"claim policy: expected 0 < settle < renew < lease * stop_fraction, got {self}"
             )
         if not (self.lease_s <= MAX_LEASE_S and 0 < self.stop_fraction < 1):
-            raise DecodeError(f"claim policy: lease <= {MAX_LEASE_S} s and 0 < stop < 1, got {self}")
+            raise DecodeError(
+                f"claim policy: lease <= {MAX_LEASE_S} s and 0 < stop < 1, got {self}"
+            )
         if self.patience_renewals < 1 or self.forfeit_s <= 0:
             raise DecodeError(f"claim policy: patience and forfeit must be positive, got {self}")
 
@@ -99,8 +154,9 @@ class RunManifest:
                 f"run manifest: K = {self.clusters} with {len(self.data)} data sets; "
                 f"expected 1 <= K <= {MAX_CLUSTERS} and one data set per cluster"
             )
-        if not 0 < self.save_samples <= self.budget_samples:
+        if not 0 < self.save_samples <= self.budget_samples <= MAX_SAMPLES:
             raise DecodeError("run manifest: expected 0 < save_samples <= budget_samples")
+        _check_labels(self.name, self.preset, self.min_version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +174,18 @@ class NodeRecord:
     serves: bool
     """Whether it draws for others."""
     issued_at: float
+
+    def __post_init__(self) -> None:
+        """Check what will be shown and dialled.
+
+        Raises:
+            DecodeError: if a name or an address is not printable text.
+            LimitError: if there are too many addresses or one is too long.
+        """
+        _check_labels(self.name, self.version)
+        for addresses in (self.host_addresses, self.bulk_addresses):
+            _check_count("addresses", addresses, MAX_ADDRESSES)
+            _check_texts("address", addresses, MAX_ADDRESS_LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +211,9 @@ class Claim:
         Raises:
             DecodeError: if a field is out of range.
         """
-        if not 0 <= self.cluster < MAX_CLUSTERS or self.epoch < 1 or self.renewal < 0:
-            raise DecodeError(f"claim: cluster, epoch or renewal out of range in {self}")
+        _check_token("claim", self.cluster, self.epoch)
+        if not (self.renewal >= 0 and self.samples <= MAX_SAMPLES):
+            raise DecodeError(f"claim: renewal or samples out of range in {self}")
         if not self.issued_at < self.expires_at <= self.issued_at + MAX_LEASE_S:
             raise DecodeError(f"claim: lease must be within (0, {MAX_LEASE_S}] s in {self}")
         if self.samples < 0 or (self.samples > 0) != (self.checkpoint is not None):
@@ -165,6 +234,17 @@ class CheckpointManifest:
     """The checkpoint this one continued from, possibly by another owner."""
     files: tuple[FileEntry, ...]
     created_at: float
+
+    def __post_init__(self) -> None:
+        """Check counts and file names.
+
+        Raises:
+            DecodeError: if a number is out of range or two files have one name.
+            LimitError: if there are too many files.
+        """
+        _check_token("checkpoint", self.cluster, self.epoch)
+        _check_progress("checkpoint", self.step, self.samples)
+        _check_files(self.files)
 
     @property
     def size(self) -> int:
@@ -188,6 +268,17 @@ class ExpertAdvert:
     """Trained by an owner that lost the cluster: usable, never a base for claims."""
     issued_at: float
 
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            DecodeError: if a number is out of range.
+        """
+        _check_token("expert advert", self.cluster, self.epoch)
+        _check_progress("expert advert", self.step, self.samples)
+        if not 0 <= self.size <= MAX_MANIFEST_FILES * MAX_FILE_SIZE:
+            raise DecodeError(f"expert advert: size out of range in {self}")
+
 
 @dataclass(frozen=True, slots=True)
 class RouterAdvert:
@@ -198,6 +289,14 @@ class RouterAdvert:
     epoch: int
     summary: BlobId
     issued_at: float
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            DecodeError: if the cluster or the epoch is out of range.
+        """
+        _check_token("router advert", self.cluster, self.epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +325,20 @@ class ImageReceipt:
     seconds: float
     created_at: float
 
+    def __post_init__(self) -> None:
+        """Check ranges and the texts that are shown.
+
+        Raises:
+            DecodeError: if a number is out of range or a text is not printable.
+            LimitError: if there are more experts than a run can have.
+        """
+        _check_labels(self.strategy, self.sampler)
+        _check_count("experts", self.experts, MAX_RECEIPT_EXPERTS)
+        if self.seed < 0 or self.steps < 1 or self.seconds < 0 or self.guidance < 0:
+            raise DecodeError(f"receipt: a number is out of range in {self}"[:500])
+        if not all(0 <= cluster < MAX_CLUSTERS for cluster, _, _ in self.experts):
+            raise DecodeError("receipt: an expert's cluster is out of range")
+
 
 Record = (
     NodeRecord
@@ -236,7 +349,7 @@ Record = (
     | ProviderRecord
     | ImageReceipt
 )
-"""What may be signed. `RunManifest` and `FileSet` are plain: their CID is all the trust they need."""
+"""What may be signed. `RunManifest` and `FileSet` are plain: their CID is all they need."""
 
 
 def node_key(run: RunId, peer: PeerId) -> str:
@@ -267,3 +380,57 @@ def router_key(run: RunId, cluster: ClusterId) -> str:
 def provider_key(run: RunId, root: BlobId) -> str:
     """DHT key under which providers of a folder are found: by the last character of its CID."""
     return f"{KEY_PREFIX}/{run}/have/{root[-2:]}"
+
+
+def is_home_of(record: Record, owner: PeerId, key: str) -> bool:
+    """Whether a record of `owner` may lie under `key`: nobody is misled by a misplaced one."""
+    match record:
+        case NodeRecord():
+            return key == node_key(record.run, owner)
+        case Claim():
+            return key == claim_key(record.run, record.cluster)
+        case ExpertAdvert():
+            return key == expert_key(record.run, record.cluster)
+        case RouterAdvert():
+            return key == router_key(record.run, record.cluster)
+        case ProviderRecord():
+            return key in {provider_key(record.run, root) for root in record.roots}
+        case CheckpointManifest() | ImageReceipt():
+            return key == BLOB_KEY
+        case _:
+            assert_never(record)
+
+
+def _check_token(what: str, cluster: int, epoch: int) -> None:
+    if not (0 <= cluster < MAX_CLUSTERS and 1 <= epoch <= MAX_EPOCH):
+        raise DecodeError(f"{what}: cluster {cluster} or epoch {epoch} is out of range")
+
+
+def _check_progress(what: str, step: int, samples: int) -> None:
+    if not (0 <= step <= MAX_SAMPLES and 0 <= samples <= MAX_SAMPLES):
+        raise DecodeError(f"{what}: step {step} or samples {samples} is out of range")
+
+
+def _check_files(files: Sequence[FileEntry]) -> None:
+    _check_count("files", files, MAX_MANIFEST_FILES)
+    names = {entry.name.lower() for entry in files}  # some file systems fold case
+    if len(names) != len(files):
+        raise DecodeError("files: two of them have one name")
+
+
+def _check_count(what: str, items: Sequence[object], limit: int) -> None:
+    if len(items) > limit:
+        raise LimitError(f"{what}: got {len(items)}, the limit is {limit}")
+
+
+def _check_labels(*texts: str) -> None:
+    _check_texts("label", texts, MAX_LABEL)
+
+
+def _check_texts(what: str, texts: Iterable[str], limit: int) -> None:
+    """Check what will reach a terminal or a dialler: no control characters, bounded."""
+    for text in texts:
+        if len(text) > limit:
+            raise LimitError(f"{what}: got {len(text)} characters, the limit is {limit}")
+        if not text.isprintable():
+            raise DecodeError(f"{what} {text!r}: expected printable characters only")

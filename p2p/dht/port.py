@@ -1,4 +1,4 @@
-"""The DHT as the rest of the program sees it: opaque signed bytes under a key and an owner's subkey.
+"""The DHT as the rest of the program sees it: opaque signed bytes under a key and an owner.
 
 Two implementations pass one set of contract tests: `p2p.dht.client` (hivemind in a child process)
 and `p2p.dht.memory`. Neither reads a value: `p2p.codec.open_signed` does, and only that is trusted.
