@@ -408,6 +408,8 @@ class MemoryHost:
         try:
             await self._handlers[pair.protocol](stream)
             await stream.close()
+        except StreamClosedError:
+            pair.reset()
         except PeerError as error:
             self.counts["handler_peer_errors"] += 1
             logger.info("%s: stream with %s dropped: %s", pair.protocol, stream.peer, error)
