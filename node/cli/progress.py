@@ -1,0 +1,121 @@
+"""One monotonic bar a phase on a terminal; one line per 10 s anywhere else. Always on stderr."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+import click
+
+from node.cli.options import Options
+from node.cli.output import count_text, duration_text, is_interactive, size_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+LINE_EVERY_S: Final = 10.0
+
+
+class Progress:
+    """Progress of one phase.
+
+    Args:
+        label: one word, "pull" or "denoise".
+        unit: what is counted.
+        options: --quiet silences it.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        *,
+        unit: Literal["bytes", "steps"],
+        options: Options,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._label = label
+        self._unit = unit
+        self._is_silent = options.quiet
+        self._clock = clock
+        self._started = self._said = clock()
+        self._done = 0
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the terminal as it was, whatever happened."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: object, total: object, sources: object = None) -> None:
+        """Say how far it is; a smaller number than before is not believed."""
+        if self._is_silent or not isinstance(done, int) or not isinstance(total, int):
+            return
+        self._done = max(self._done, min(done, total))
+        if is_interactive():
+            self._draw(total, sources)
+        elif self._clock() - self._said >= LINE_EVERY_S:
+            self._said = self._clock()
+            click.echo(self._line(total, sources), err=True)
+
+    def _line(self, total: int, sources: object) -> str:
+        elapsed = max(self._clock() - self._started, 1e-9)
+        left = (total - self._done) * elapsed / self._done if self._done else None
+        show = size_text if self._unit == "bytes" else count_text
+        parts = [f"{self._label}  {show(self._done)} of {show(total)}"]
+        if self._unit == "bytes":
+            parts.append(f"{size_text(self._done / elapsed)}/s")
+        parts.append(f"{duration_text(left)} left")
+        if isinstance(sources, int):
+            parts.append(_sources_text(sources))
+        return "  ".join(parts)
+
+    def _draw(self, total: int, sources: object) -> None:
+        if self._bar is None:
+            self._bar = self._make_bar()
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=total, sources="")
+        assert self._task is not None  # noqa: S101  # made with the bar
+        text = _sources_text(sources) if isinstance(sources, int) else ""
+        self._bar.update(self._task, completed=self._done, total=total, sources=text)
+
+    def _make_bar(self) -> "RichProgress":
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        counts = (
+            (DownloadColumn(), TransferSpeedColumn())
+            if self._unit == "bytes"
+            else (MofNCompleteColumn(),)
+        )
+        return RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            *counts,
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[sources]}"),
+            console=Console(stderr=True),
+        )
+
+
+def _sources_text(sources: int) -> str:
+    return "1 source" if sources == 1 else f"{sources} sources"
