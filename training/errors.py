@@ -1,0 +1,41 @@
+"""Errors of the training package: one base; every message says what, got, expected."""
+
+from pathlib import Path
+
+
+class TrainingError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(TrainingError):
+    """A run, preset or training setting that cannot be meant: an unknown name, a missing key."""
+
+
+class DataError(TrainingError):
+    """The pictures or captions offered cannot make a run, or a cluster's data were altered."""
+
+
+class ModelMissingError(TrainingError):
+    """A model this run names (a text encoder, a codec) is not on this machine."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint is incomplete, or belongs to another run, preset or codec."""
+
+
+class DivergedError(TrainingError):
+    """The loss is no longer a finite number: nothing was saved from that step on."""
+
+
+class TensorFileError(TrainingError):
+    """A tensor file that is not what it should be.
+
+    Args:
+        path: the file.
+        reason: what was expected and what was found.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path.name}: {reason}")
+        self.path = path
+        self.reason = reason

@@ -1,0 +1,305 @@
+"""The moving parts of training: net, optimizer, average, counters.
+
+All randomness is a function of (seed, cluster, counter), so nothing but counters has to be stored
+and a resumed run equals the uninterrupted one bit for bit.
+"""
+
+import math
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.checkpoint import (
+    SCHEDULES,
+    ExpertInfo,
+    Snapshot,
+    TrainState,
+    published_folder,
+    read_latest,
+    read_published,
+    write_save,
+)
+from training.clusters import Cluster
+from training.config import SCHEMA, TrainConfig
+from training.ema import Ema, decay_at
+from training.errors import CheckpointError, DivergedError
+from training.flow import interpolate, velocity_target, vp_interpolate
+from training.jsonio import to_json
+from training.nets import build_net, predict
+from training.run import Run
+from training.text import UNCONDITIONAL
+
+REWARM_STEPS: Final = 20
+"""A fresh optimizer on trained weights ramps up over this many steps."""
+
+LOSS_MEMORY: Final = 0.99
+FREE_SETTINGS: Final = frozenset({"save_samples", "keep_saves", "threads", "device"})
+"""Settings that may change between a save and its resumption: they do not change the result."""
+
+
+class Trainer:
+    """The moving parts: net, optimizer, average, counters.
+
+    `step`, `samples` and `loss` (smoothed) count over all owners of the cluster.
+
+    Args:
+        cluster: its data.
+        run: the run it belongs to.
+        config: settings.
+    """
+
+    def __init__(self, cluster: Cluster, run: Run, config: TrainConfig) -> None:
+        self._cluster, self._run, self._config = cluster, run, config
+        self._device = torch.device(config.device)
+        self._latents = cluster.latents().to(self._device)
+        self._order = _Order(len(cluster), config.seed, cluster.number)
+        seed = _seed(config.seed, cluster.number, "weights", 0)
+        self._net = build_net(run.shape, seed).to(self._device).train()
+        self._names = [name for name, _ in self._net.named_parameters()]
+        self._optimizer = _optimizer(self._net, config)
+        self._ema = Ema(self._net.parameters(), config.ema_decay)
+        self._updates = 0
+        self._saved_samples = -1
+        self.step = 0
+        self.samples = 0
+        self.loss = 0.0
+
+    def step_once(self) -> tuple[float, float]:
+        """One optimizer step; returns its loss and its learning rate.
+
+        Raises:
+            DivergedError: if the loss is not finite; the weights are not changed then.
+        """
+        lr = self._set_rate()
+        loss = self._batch_loss()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"cluster {self._cluster.number}: the loss at step {self.step} is {value}"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._ema.update(self._net.parameters(), self.step)
+        memory = decay_at(self.step, LOSS_MEMORY) if self.step else 0.0
+        self.loss = memory * self.loss + (1 - memory) * value
+        self.step += 1
+        self._updates += 1
+        self.samples += self._config.batch
+        return value, lr
+
+    def save(self, state_dir: Path) -> Path:
+        """Write a checkpoint, unless this very point is already on disk.
+
+        Returns:
+            Its published folder.
+
+        Raises:
+            OSError: the disk refused; earlier saves are untouched.
+        """
+        if self._saved_samples != self.samples:
+            write_save(state_dir, self._snapshot(), self._config.keep_saves)
+            self._saved_samples = self.samples
+        return published_folder(state_dir, self.samples)
+
+    def restore(self, state_dir: Path, start_from: Path | None) -> None:
+        """Begin where the newest of a save and a published checkpoint ended.
+
+        Raises:
+            CheckpointError: either belongs to another run, cluster or setting.
+        """
+        snapshot = read_latest(state_dir, self._run, self._cluster.number)
+        if snapshot is not None:
+            self._resume(snapshot)
+        if start_from is not None:
+            info, weights = read_published(start_from, self._run)
+            if info.cluster != self._cluster.number or info.objective != self._config.objective:
+                raise CheckpointError(
+                    f"checkpoint of cluster {info.cluster} ({info.objective}), expected cluster "
+                    f"{self._cluster.number} ({self._config.objective})"
+                )
+            if info.samples > self.samples:
+                self._take_over(info, weights)
+
+    def _batch_loss(self) -> Tensor:
+        """Mean squared error of one batch. Source: arXiv 2210.02747, eq. 23 (for `fm`)."""
+        config = self._config
+        rows = self._order.take(self.samples, config.batch)
+        generator = torch.Generator().manual_seed(
+            _seed(config.seed, self._cluster.number, "step", self.step)
+        )
+        data = self._latents[rows.to(self._device)]
+        noise = torch.randn(data.shape, generator=generator).to(self._device)
+        times = torch.rand(config.batch, generator=generator).to(self._device)
+        dropped = torch.rand(config.batch, generator=generator) < config.caption_drop
+        captions = self._cluster.captions
+        pointers = self._cluster.caption_of[rows].masked_fill(dropped, -1).tolist()
+        chosen = [captions[i] if i >= 0 else UNCONDITIONAL for i in pointers]
+        text = self._run.text.encode(chosen).to(self._device)
+        if config.objective == "fm":
+            x, target = interpolate(data, noise, times), velocity_target(data, noise)
+        else:
+            x, target = vp_interpolate(data, noise, times), noise
+        with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
+            output = predict(self._net, x, times, text)
+        return functional.mse_loss(output.float(), target)
+
+    def _set_rate(self) -> float:
+        lr = rate_at(self._config, self.samples, self._updates, is_fresh=self._updates == self.step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _snapshot(self) -> Snapshot:
+        config, run, number = self._config, self._run, self._cluster.number
+        info = ExpertInfo(
+            schema=SCHEMA,
+            objective=config.objective,
+            schedule=SCHEDULES[config.objective],
+            cluster=number,
+            run=run.digest,
+            preset=run.spec.preset,
+            codec=run.codec_digest,
+            text=run.spec.text,
+            latent=run.facts.latent,
+            samples=self.samples,
+            step=self.step,
+            seed=config.seed,
+            loss=self.loss,
+            model_digest="",
+        )
+        state = TrainState(
+            schema=SCHEMA,
+            run=run.digest,
+            cluster=number,
+            config=config,
+            step=self.step,
+            samples=self.samples,
+            updates=self._updates,
+            loss=self.loss,
+            digests={},
+        )
+        parameters = list(self._net.parameters())
+        moments = [self._optimizer.state.get(p, {}) for p in parameters]
+        parts = {"raw": self._named(parameters)}
+        for key in ("exp_avg", "exp_avg_sq"):
+            values = [
+                m.get(key, torch.zeros_like(p)) for m, p in zip(moments, parameters, strict=True)
+            ]
+            parts[key] = self._named(values)
+        return Snapshot(info, state, self._named(self._ema.values), parts)
+
+    def _named(self, values: list[Tensor] | list[nn.Parameter]) -> dict[str, Tensor]:
+        return dict(zip(self._names, values, strict=True))
+
+    def _resume(self, snapshot: Snapshot) -> None:
+        """Exactly where the save was made."""
+        state = snapshot.state
+        _check_settings(state.config, self._config)
+        self._net.load_state_dict(snapshot.parts["raw"])
+        self._set_average(snapshot.average)
+        moments = {
+            i: {
+                "step": torch.tensor(float(state.updates)),
+                "exp_avg": snapshot.parts["exp_avg"][name],
+                "exp_avg_sq": snapshot.parts["exp_avg_sq"][name],
+            }
+            for i, name in enumerate(self._names)
+            if state.updates
+        }
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step, self.samples = state.step, state.samples
+        self._updates, self.loss = state.updates, state.loss
+        self._saved_samples = state.samples
+
+    def _take_over(self, info: ExpertInfo, weights: dict[str, Tensor]) -> None:
+        """From another owner's average: its place in the schedule, an optimizer of our own."""
+        self._net.load_state_dict(weights)
+        self._set_average(weights)
+        self._optimizer = _optimizer(self._net, self._config)
+        self.step, self.samples = info.step, info.samples
+        self._updates, self.loss = 0, info.loss
+        self._saved_samples = -1
+
+    def _set_average(self, weights: dict[str, Tensor]) -> None:
+        for value, name in zip(self._ema.values, self._names, strict=True):
+            value.copy_(weights[name])
+
+
+def rate_at(config: TrainConfig, samples: int, updates: int, *, is_fresh: bool) -> float:
+    """The learning rate of the next step: cosine over the budget, ramped up at a start.
+
+    Args:
+        config: peak, budget, warm-up, end.
+        samples: seen so far, over all owners: the place on the cosine.
+        updates: steps this optimizer made.
+        is_fresh: the weights began with this optimizer; after a takeover the ramp is shorter.
+    """
+    ramp = config.warmup_steps if is_fresh else min(config.warmup_steps, REWARM_STEPS)
+    part = min(1.0, samples / config.budget_samples)
+    low = config.final_lr_fraction
+    cosine = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * part))
+    return config.learning_rate * cosine * min(1.0, (updates + 1) / max(ramp, 1))
+
+
+class _Order:
+    """Which rows a sample counter means: one shuffled pass over the data after another."""
+
+    def __init__(self, rows: int, seed: int, cluster: int) -> None:
+        self._rows, self._seed, self._cluster = rows, seed, cluster
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def take(self, start: int, count: int) -> Tensor:
+        """Row numbers of samples start .. start + count, int64 [count]."""
+        taken = []
+        while count > 0:
+            epoch, offset = divmod(start, self._rows)
+            part = self._of(epoch)[offset : offset + count]
+            taken.append(part)
+            start += len(part)
+            count -= len(part)
+        return torch.cat(taken)
+
+    def _of(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(
+                _seed(self._seed, self._cluster, "epoch", epoch)
+            )
+            self._permutation = torch.randperm(self._rows, generator=generator)
+            self._epoch = epoch
+        return self._permutation
+
+
+def _seed(seed: int, cluster: int, purpose: str, counter: int) -> int:
+    """A 63-bit seed of its own for every use."""
+    text = f"{seed}/{cluster}/{purpose}/{counter}"
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        net.parameters(),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def _check_settings(saved: TrainConfig, wanted: TrainConfig) -> None:
+    """A save continues only under the settings that shaped it."""
+    free = {name: getattr(wanted, name) for name in FREE_SETTINGS}
+    before, now = to_json(replace(saved, **free)), to_json(wanted)
+    for name, value in now.items():
+        if before[name] != value:
+            raise CheckpointError(
+                f"the save in this folder was trained with {name} = {before[name]}, "
+                f"now {value}: restore it or use another folder"
+            )
