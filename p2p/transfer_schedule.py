@@ -27,6 +27,8 @@ OVERTAKE_MIN_S: Final = 0.25
 """Overtaking must save this much, and half of the time, to be worth a second copy."""
 _PACE_WEIGHT: Final = 0.3
 """Weight of the newest blob in a provider's mean pace."""
+_PACE_MIN_SIZE: Final = 64 * 1024
+"""A small blob takes a round trip, which says nothing of how long a large one takes."""
 
 
 @dataclass(slots=True)
@@ -34,7 +36,8 @@ class _Provider:
     owes: dict[BlobId, None] = field(default_factory=dict)
     """In the order asked, which is the order of the answers."""
     lacks: set[BlobId] = field(default_factory=set)
-    bytes_per_s: float | None = None
+    s_per_byte: float | None = None
+    """Mean of times, not of speeds: one stall is noticed at once, trust comes back slowly."""
     last_at: float = 0.0
     """When it last delivered, or was asked while it owed nothing."""
 
@@ -85,11 +88,10 @@ class Schedule:
         """A verified blob is on disk; False if another provider was faster with it."""
         provider = self._providers[peer]
         provider.owes.pop(blob, None)
-        elapsed = max(now - provider.last_at, 1e-6)
-        pace = size_bytes / elapsed
-        if provider.bytes_per_s is not None:
-            pace = _PACE_WEIGHT * pace + (1 - _PACE_WEIGHT) * provider.bytes_per_s
-        provider.bytes_per_s, provider.last_at = pace, now
+        pace = max(now - provider.last_at, 1e-6) / max(size_bytes, _PACE_MIN_SIZE)
+        if provider.s_per_byte is not None:
+            pace = _PACE_WEIGHT * pace + (1 - _PACE_WEIGHT) * provider.s_per_byte
+        provider.s_per_byte, provider.last_at = pace, now
         is_first = blob in self._wanted
         self._wanted.pop(blob, None)
         return is_first
@@ -113,9 +115,9 @@ class Schedule:
         del self._providers[peer]
 
     def _window(self, provider: _Provider) -> int:
-        if provider.bytes_per_s is None:
+        if provider.s_per_byte is None:
             return MIN_WINDOW
-        blobs = int(provider.bytes_per_s * WINDOW_S / CHUNK_SIZE)
+        blobs = int(WINDOW_S / (provider.s_per_byte * CHUNK_SIZE))
         return min(max(blobs, MIN_WINDOW), MAX_WINDOW)
 
     def _take(self, provider: _Provider, room: int) -> list[BlobId]:
@@ -129,7 +131,7 @@ class Schedule:
         return taken
 
     def _overtake(self, idle: _Provider, now: float) -> list[BlobId]:
-        own_s = CHUNK_SIZE / idle.bytes_per_s if idle.bytes_per_s else 0.0
+        own_s = CHUNK_SIZE * (idle.s_per_byte or 0.0)
         worth_s = max(OVERTAKE_FACTOR * own_s, own_s + OVERTAKE_MIN_S)
         late: list[tuple[float, BlobId]] = []
         for slow in self._providers.values():
@@ -138,8 +140,7 @@ class Schedule:
                 ahead += self._sizes[blob] or CHUNK_SIZE
                 if blob not in self._wanted or blob in idle.lacks or self._copies(blob) > 1:
                     continue
-                pace = slow.bytes_per_s
-                left_s = max(ahead / pace if pace else 0.0, now - slow.last_at)
+                left_s = max(ahead * (slow.s_per_byte or 0.0), now - slow.last_at)
                 if left_s >= worth_s:
                     late.append((left_s, blob))
         return [blob for _, blob in sorted(late, reverse=True)[:MAX_OVERTAKEN]]
