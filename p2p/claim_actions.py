@@ -1,4 +1,4 @@
-"""What a decision about clusters is made from, and what it can be. Values only; see `p2p.claims`."""
+"""What a decision about clusters is made from, and what it can be: values only (`p2p.claims`)."""
 
 from dataclasses import dataclass, replace
 from enum import Enum

@@ -12,8 +12,8 @@ Among those that count, the owner has the most verified progress; ties fall to t
 The epoch is a fencing token and only that. A rival who bumps it while the incumbent renews gains
 nothing; a winner who sees a live record with a higher token raises its own above it (`p2p.claims`),
 so that a reader on the other side of a healed partition, who remembers that token, agrees again.
-(Rejected: "highest epoch wins" lets anybody steal; "a bump over a live claim is ignored" leaves the
-two halves of a healed partition with two owners for good; the epoch in the tie-break can be ground.)
+(Rejected: "highest epoch wins" lets anybody steal; "a bump over a live claim is ignored" leaves two
+halves of a healed partition with two owners for good; the epoch in the tie-break can be ground.)
 
 Not solved: keys ground for the tie-break, and checkpoints copied and signed again by a thief.
 """
