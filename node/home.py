@@ -227,6 +227,18 @@ class HomeLock:
             self._descriptor = None
 
 
+def is_locked(home: Home) -> bool:
+    """Whether a process holds the home's lock."""
+    try:
+        with home.lock_file.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class ApiFile:
     """How to reach the running node: what `api.json` holds."""

@@ -160,7 +160,7 @@ def _identity(options: Options) -> dict[str, Any]:
         kept = {key: status_now.get(key) for key in ("peer_id", "name", "listening")}
         return {"schema": SCHEMA, **kept}
     from p2p.errors import IdentityError
-    from p2p.identity import load_identity
+    from p2p.identity import load_or_create
 
     key = config.paths.identity_key
     if not key.exists():
@@ -170,7 +170,7 @@ def _identity(options: Options) -> dict[str, Any]:
             "the first start makes one: paris-node start",
         )
     try:
-        peer_id = load_identity(key).peer_id
+        peer_id = load_or_create(key)[0].peer
     except IdentityError as error:
         raise NodeError(ErrorCode.REFUSED, f"{error}.", f"chmod 600 {key}") from error
     return {"schema": SCHEMA, "peer_id": peer_id, "name": config.name or None, "listening": []}

@@ -69,6 +69,13 @@ class Progress:
             self._said = self._clock()
             click.echo(self._line(total, sources), err=True)
 
+    def note(self, text: str) -> None:
+        """A line of commentary, above the bar if there is one."""
+        if self._bar is None:
+            click.echo(text, err=True)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False)
+
     def _line(self, total: int, sources: object) -> str:
         elapsed = max(self._clock() - self._started, 1e-9)
         left = (total - self._done) * elapsed / self._done if self._done else None

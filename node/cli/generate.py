@@ -1,0 +1,190 @@
+"""Draw: ask the running node, show its progress, leave pictures and receipts."""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from node.api import SCHEMA, Json
+from node.cli.command import VerbCommand
+from node.cli.files import plan_pictures, write_whole
+from node.cli.options import Options, pass_options
+from node.cli.output import duration_text, print_json, short_id
+from node.cli.progress import Progress
+from node.errors import ErrorCode, NodeError
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@click.command(
+    cls=VerbCommand,
+    examples=(
+        'paris-node generate "a red boat at dawn" -o boat.png',
+        'paris-node generate "an ankle boot" -n 4 --seed 7 --explain',
+        'paris-node generate "a bag" --where peer --json',
+    ),
+)
+@click.argument("prompt")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="PNG to write; several become FILE-1, FILE-2...",
+)
+@click.option("-n", "n", type=click.IntRange(1, 16), default=1, metavar="N", help="Pictures.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Same seed, same picture."
+)
+@click.option(
+    "--strategy",
+    "--routing",
+    type=click.Choice(["sticky", "top1", "top2", "all"]),
+    default="sticky",
+    show_default=True,
+    help="Which experts are asked.",
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(["ab2", "euler"]),
+    default="ab2",
+    show_default=True,
+    help="How a step is made.",
+)
+@click.option("--steps", type=click.IntRange(1, 100), metavar="N", help="Denoising steps.")
+@click.option("--guidance", type=click.FloatRange(0, 30), metavar="G", help="Weight of the prompt.")
+@click.option(
+    "--where",
+    type=click.Choice(["auto", "local", "peer"]),
+    default="auto",
+    show_default=True,
+    help="Who draws; a peer sees the prompt.",
+)
+@click.option("--peer", metavar="ID", help="The peer that draws (implies --where peer).")
+@click.option("--explain", is_flag=True, help="Say which experts drew, and with what weight.")
+@pass_options
+def generate(options: Options, *, output: Path | None, explain: bool, **request: Any) -> None:  # noqa: ANN401
+    """Draw pictures for PROMPT with the experts of the run."""
+    paths = plan_pictures(output, request["prompt"], request["n"])
+    if request["peer"] is not None and request["where"] == "auto":
+        request["where"] = "peer"
+    album = _Album(paths, options=options, explains=explain)
+    with options.client().stream("/api/v1/generate", request) as events:
+        done = album.collect(events)
+    if options.json:
+        kept = ("seed", "strategy", "sampler", "where", "experts", "seconds")
+        files = [str(path) for path in album.saved]
+        print_json(
+            {"schema": SCHEMA, "files": files, "receipts": [str(path) for path in album.receipts]}
+            | {key: done.get(key) for key in kept}
+        )
+        return
+    for index, path in enumerate(album.saved):
+        receipt = (
+            f"   receipt {path}.json"
+            if path.with_name(f"{path.name}.json") in album.receipts
+            else ""
+        )
+        seed = f"   seed {done.get('seed')}" if index == 0 else ""
+        seconds = f"   {duration_text(done.get('seconds'))}" if index == 0 else ""
+        click.echo(f"saved   {path}{seed}{seconds}{receipt}")
+
+
+class _Album:
+    """The pictures of one request, written as they come.
+
+    Attributes:
+        saved: pictures on disk, in order.
+        receipts: their receipts, for those that have one.
+    """
+
+    def __init__(self, paths: list[Path], *, options: Options, explains: bool) -> None:
+        self._paths = paths
+        self._options = options
+        self._explains = explains and not options.json
+        self.saved: list[Path] = []
+        self.receipts: list[Path] = []
+
+    def collect(self, events: Iterator[Json]) -> Mapping[str, Any]:
+        """Handle every event.
+
+        Returns:
+            The last one.
+
+        Raises:
+            NodeError: if the node ends without one, or sends what is no picture.
+        """
+        done: Json | None = None
+        with Progress("denoise", unit="steps", options=self._options) as progress:
+            for event in events:
+                match event.get("event"):
+                    case "route" if self._explains:
+                        progress.note(_route_text(event))
+                    case "progress":
+                        progress.update(event.get("step"), event.get("steps"))
+                    case "image":
+                        self._save(event)
+                    case "done":
+                        done = event
+        if done is None or len(self.saved) != len(self._paths):
+            raise NodeError(
+                ErrorCode.FAILED,
+                f"The node ended after {len(self.saved)} of {len(self._paths)} pictures.",
+                "see why: paris-node logs",
+            )
+        return done
+
+    def _save(self, event: Mapping[str, Any]) -> None:
+        path = self._paths[_index(event, len(self._paths))]
+        write_whole(path, _png(event))
+        self.saved.append(path)
+        if event.get("receipt"):
+            receipt = _receipt_path(path)
+            write_whole(receipt, json.dumps(event["receipt"], indent=2).encode() + b"\n")
+            self.receipts.append(receipt)
+
+
+def _receipt_path(picture: Path) -> Path:
+    return picture.with_name(f"{picture.name}.json")
+
+
+def _index(event: Mapping[str, Any], count: int) -> int:
+    index = event.get("index")
+    if type(index) is not int or not 0 <= index < count:
+        raise _no_picture(f"picture number {index!r:.20} of {count}")
+    return index
+
+
+def _png(event: Mapping[str, Any]) -> bytes:
+    try:
+        data = base64.b64decode(event["png_base64"], validate=True)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_picture("no base64") from error
+    if not data.startswith(_PNG_SIGNATURE):
+        raise _no_picture("no PNG")
+    return data
+
+
+def _no_picture(what: str) -> NodeError:
+    return NodeError(
+        ErrorCode.VERIFICATION_FAILED,
+        f"What came is not the picture asked for: {what}.",
+        "try again, or elsewhere: --where local",
+    )
+
+
+def _route_text(event: Mapping[str, Any]) -> str:
+    parts = []
+    for expert in event.get("experts") or []:
+        weight, peer = expert.get("weight"), expert.get("peer")
+        share = f"{weight:.2f}" if isinstance(weight, (int, float)) else "?"
+        parts.append(
+            f"expert {expert.get('cluster')} ({share}, {short_id(peer) if peer else 'local'})"
+        )
+    missing = event.get("missing")
+    if missing:
+        parts.append(f"renormalised: {', '.join(map(str, missing))} offline")
+    return "route   " + "  ".join(parts)

@@ -1,0 +1,279 @@
+"""Runs: make one from data, list and show those kept here."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from node.api import SCHEMA, Json
+from node.cli.command import VerbGroup
+from node.cli.files import check_folder, write_whole
+from node.cli.options import Options, pass_options
+from node.cli.output import (
+    count_text,
+    duration_text,
+    print_fields,
+    print_json,
+    print_table,
+    size_text,
+)
+from node.errors import ErrorCode, NodeError
+
+if TYPE_CHECKING:
+    from node.config import Config
+    from node.runs import CreatedRun
+    from p2p.blobs import BlobStore
+    from p2p.records import RunManifest
+    from training.prepare import Progress as Prepared
+
+
+@click.group(
+    cls=VerbGroup,
+    examples=(
+        "paris-node run create ./pictures --clusters 8 --name boats",
+        "paris-node run list",
+        "paris-node run show bafkrei...",
+    ),
+)
+def run() -> None:
+    """Make a run from data; list and show runs."""
+
+
+@run.command(
+    examples=(
+        "paris-node run create fashion",
+        "paris-node run create ./pictures --clusters 8 --name boats",
+        "paris-node run create ./pictures --json | jq -r .run",
+    )
+)
+@click.argument("data")
+@click.option(
+    "--clusters", type=click.IntRange(1, 1024), default=4, show_default=True, metavar="K",
+    help="Parts of the data, one expert each.",
+)  # fmt: skip
+@click.option("--name", metavar="NAME", help="What people call it; the data's name by default.")
+@click.option("--preset", metavar="NAME", help="The expert's size: fashion-tiny, tiny-cpu, S/2...")
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Budget of one expert.")
+@click.option(
+    "--save-every", type=click.IntRange(min=1), metavar="N",
+    help="Samples between two checkpoints.",
+)  # fmt: skip
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), metavar="R")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option(
+    "--lease", type=click.FloatRange(min=1, max=600), metavar="SECONDS",
+    help="How long a claim lives unrenewed; 300 unless said, less for a trial.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Also write the answer there, as JSON.",
+)  # fmt: skip
+@pass_options
+def create(options: Options, data: str, out: Path | None, **choices: Any) -> None:  # noqa: ANN401
+    """Make a run from DATA: "fashion", the bundled set, or a folder of captioned pictures.
+
+    Prints the run's id, which others join with `paris-node start --run ID`.
+    """
+    from node.home import HomeLock, prepare
+
+    config = options.settings()
+    if out is not None:
+        check_folder(out.parent)
+    prepare(config.paths)
+    with HomeLock(config.paths):  # a running node's garbage collection would take what we store
+        created = _create(config, data, choices, options)
+    answer = _created_json(created)
+    if out is not None:
+        write_whole(out, json.dumps(answer, indent=2).encode() + b"\n")
+    if options.json:
+        print_json(answer)
+        return
+    click.echo(created.run)
+    if not options.quiet:
+        sizes = ", ".join(f"{size:,}" for size in created.cluster_sizes)
+        print_fields(
+            [
+                ("name", created.manifest.name),
+                ("clusters", f"{created.manifest.clusters} of {sizes} pictures"),
+                ("size", size_text(created.size_bytes)),
+                ("skipped", "\n".join(created.skipped[:5]) or "nothing"),
+                ("start it", f"paris-node start --run {created.run}"),
+            ]
+        )
+
+
+def _create(config: "Config", data: str, choices: dict[str, Any], options: Options) -> "CreatedRun":
+    from node.runs import RunOptions, create_run
+    from p2p.errors import DecodeError, StorageError
+    from p2p.records import ClaimPolicy
+
+    try:
+        policy = _policy(choices["lease"]) if choices["lease"] else ClaimPolicy()
+        chosen = RunOptions(
+            clusters=choices["clusters"],
+            name=choices["name"],
+            preset=choices["preset"],
+            budget_samples=choices["samples"],
+            save_samples=choices["save_every"],
+            learning_rate=choices["learning_rate"],
+            seed=choices["seed"],
+            claim_policy=policy,
+        )
+        with _Phases(options) as phases:
+            return create_run(data, _store(config), config.paths.data, chosen, phases.update)
+    except DecodeError as error:
+        raise NodeError(ErrorCode.USAGE, f"{error}.", "paris-node run create --help") from error
+    except StorageError as error:
+        raise NodeError(
+            ErrorCode.RESOURCE, f"The run cannot be stored: {error}.", "free some disk space"
+        ) from error
+
+
+def _policy(lease_s: float) -> Any:  # noqa: ANN401
+    from p2p.records import ClaimPolicy
+
+    usual = ClaimPolicy()
+    scale = lease_s / usual.lease_s
+    return ClaimPolicy(
+        lease_s=lease_s,
+        renew_s=usual.renew_s * scale,
+        settle_s=min(usual.settle_s, usual.renew_s * scale / 4),
+    )
+
+
+def _store(config: "Config") -> "BlobStore":
+    from p2p.blobs import BlobStore
+
+    return BlobStore.open(config.paths.blobs, quota_bytes=config.quota_bytes)
+
+
+def _created_json(created: "CreatedRun") -> Json:
+    return {
+        **_run_json(created.run, created.manifest),
+        "cluster_sizes": list(created.cluster_sizes),
+        "bytes": created.size_bytes,
+        "skipped": list(created.skipped),
+    }
+
+
+def _run_json(run_id: str, manifest: "RunManifest") -> Json:
+    return {
+        "schema": SCHEMA,
+        "run": run_id,
+        "name": manifest.name,
+        "clusters": manifest.clusters,
+        "preset": manifest.preset,
+        "budget_samples": manifest.budget_samples,
+        "save_samples": manifest.save_samples,
+        "lease_s": manifest.claim_policy.lease_s,
+    }
+
+
+class _Phases:
+    """The phases of making a run, as one bar of steps."""
+
+    def __init__(self, options: Options) -> None:
+        from node.cli.progress import Progress
+
+        self._progress = Progress("prepare", unit="steps", options=options)
+
+    def __enter__(self) -> "_Phases":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:  # noqa: ANN401
+        self._progress.__exit__(*failure)
+
+    def update(self, progress: "Prepared") -> None:
+        self._progress.update(progress.done, progress.total)
+
+
+@run.command(
+    "list",
+    examples=("paris-node run list", "paris-node run list -v", "paris-node run list --json"),
+)
+@pass_options
+def list_runs(options: Options) -> None:
+    """The runs kept in this home; the built-in one is always there."""
+    found = _known(options)
+    if options.json:
+        print_json({"schema": SCHEMA, "runs": [_run_json(*item) for item in found]})
+        return
+    rows = [
+        (manifest.name, str(manifest.clusters), manifest.preset,
+         count_text(manifest.budget_samples), run_id)
+        for run_id, manifest in found
+    ]  # fmt: skip
+    print_table(("NAME", ">CLUSTERS", "PRESET", ">SAMPLES EACH"), rows, under=True)
+
+
+@run.command(
+    examples=(
+        "paris-node run show",
+        "paris-node run show bafkrei...",
+        "paris-node run show --json | jq .clusters",
+    )
+)
+@click.argument("run_id", metavar="[RUN]", required=False)
+@pass_options
+def show(options: Options, run_id: str | None) -> None:
+    """One run; without RUN the one this home is set to join."""
+    from node.runs import builtin_run_id, parse_run_id
+
+    wanted = parse_run_id(run_id) if run_id else options.settings().run or builtin_run_id()
+    manifest = dict(_known(options)).get(wanted)
+    if manifest is None:
+        raise NodeError(
+            ErrorCode.NOT_FOUND,
+            f"The run {wanted} is not kept in this home.",
+            "see those that are: paris-node run list",
+        )
+    if options.json:
+        print_json(_run_json(wanted, manifest))
+        return
+    policy = manifest.claim_policy
+    print_fields(
+        [
+            ("run", wanted),
+            ("name", manifest.name),
+            ("clusters", str(manifest.clusters)),
+            ("preset", manifest.preset),
+            (
+                "budget",
+                f"{count_text(manifest.budget_samples)} samples an expert"
+                f"   a checkpoint every {count_text(manifest.save_samples)}",
+            ),
+            (
+                "claims",
+                f"lease {duration_text(policy.lease_s)}   renewed every"
+                f" {duration_text(policy.renew_s)}",
+            ),
+        ]
+    )
+
+
+def _known(options: Options) -> list[tuple[str, "RunManifest"]]:
+    from node.home import prepare
+    from node.runs import known_runs
+
+    config = options.settings()
+    prepare(config.paths)
+    found = dict(_shipped())
+    found |= {str(run_id): manifest for run_id, manifest in known_runs(_store(config))}
+    return list(found.items())
+
+
+def _shipped() -> list[tuple[str, "RunManifest"]]:
+    """The built-in run, if this package has one."""
+    from node.runs import BUILTIN_FOLDER, MANIFEST_FILE
+    from p2p.codec import unpack
+    from p2p.ids import blob_id
+    from p2p.limits import CHUNK_SIZE
+    from p2p.records import RunManifest
+
+    path = BUILTIN_FOLDER / MANIFEST_FILE
+    if not path.exists():
+        return []
+    packed = path.read_bytes()
+    return [(blob_id(packed), unpack(RunManifest, packed, max_size=CHUNK_SIZE))]
