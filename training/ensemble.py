@@ -4,8 +4,10 @@ Puts together the sampler, the router, the text encoder and the codec.  Experts 
 are simply absent: weights are renormalised, and the `Route` event says what was missing.
 """
 
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol, cast
 
 import torch
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from training.captions import CaptionPrior
 from training.codecs import Codec
-from training.errors import ConfigError
+from training.errors import CheckpointError, ConfigError
+from training.experts import Expert, load_expert
 from training.mixture import Strategy, mix
 from training.pictures import encode_png
 from training.plan import (
@@ -29,7 +32,9 @@ from training.plan import (
     Step,
 )
 from training.router import GaussRouter, GaussRoutes
+from training.run import Run, load_run
 from training.sampler import Routes, StaticRoutes, denoise, seed_uniform
+from training.summary import load_summary
 from training.text import UNCONDITIONAL, TextEncoder
 
 CHUNK: Final = 100
@@ -75,16 +80,55 @@ class Ensemble:
         Raises:
             ConfigError: if there is no expert, or one of a cluster that the run does not have.
         """
-        unknown = sorted(set(experts) - set(prior.clusters))
-        if not experts or unknown:
+        strangers = set(experts) | set(router.clusters if router else ())
+        if not experts or not strangers <= set(prior.clusters):
             raise ConfigError(
-                f"experts of clusters {sorted(experts)}, the run has {prior.clusters}"
+                f"experts of clusters {sorted(experts)} and summaries, the run has {prior.clusters}"
             )
         self._codec = codec
         self._encoder = encoder
         self._prior = prior
         self._experts = dict(experts)
         self._router = router
+
+    @classmethod
+    def load(
+        cls,
+        shared: Path,
+        experts: Mapping[int, Path],
+        summaries: Mapping[int, Path] | None = None,
+    ) -> "Ensemble":
+        """Read a run and the experts at hand, each checked in every part.
+
+        Args:
+            shared: the run's shared folder.
+            experts: cluster -> folder of a published checkpoint.
+            summaries: cluster -> file written by `save_summary`; without any, `top1`, `top2` and
+                `all` route by the caption alone.
+
+        Raises:
+            CheckpointError: an expert that is incomplete, altered, of another run or cluster.
+            ConfigError: no expert, or one of a cluster that the run does not have.
+            DataError: no run, or an altered one.
+            TensorFileError: malformed weights or summary; names the file.
+        """
+        run = load_run(shared)
+        counts = run.caption_counts
+        table = {
+            k: dict(zip(counts.captions, row, strict=True)) for k, row in enumerate(counts.counts)
+        }
+        size = math.prod(run.facts.latent)
+        loaded = {
+            cluster: _load_expert(folder, run, cluster) for cluster, folder in experts.items()
+        }
+        fitted = {cluster: load_summary(path, size) for cluster, path in (summaries or {}).items()}
+        return cls(
+            run.codec,
+            run.text,
+            CaptionPrior(dict(enumerate(rows)), run.text),
+            loaded,
+            GaussRouter(fitted) if fitted else None,
+        )
 
     @property
     def clusters(self) -> tuple[int, ...]:
@@ -166,6 +210,15 @@ class Ensemble:
     def _decode(self, latents: Tensor) -> Tensor:
         """[B, C, H, W] -> uint8 [B, C, S, S]."""
         return (self._codec.decode(latents) * 255).round().to(torch.uint8)
+
+
+def _load_expert(folder: Path, run: Run, cluster: int) -> Expert:
+    expert = load_expert(folder, run)
+    if expert.info.cluster != cluster:
+        raise CheckpointError(
+            f"{folder.name}: an expert of cluster {expert.info.cluster}, expected {cluster}"
+        )
+    return expert
 
 
 def answer_query(expert: VelocityNet, encoder: TextEncoder, query: ExpertQuery) -> Tensor:

@@ -26,6 +26,7 @@ MAX_SUMMARY_BYTES: Final = 5 << 18
 MAX_COUNT: Final = 10**9
 MAX_VALUE: Final = 1e8
 """Variances of latents are near 1; this keeps every later product finite in float32."""
+MAX_MEAN: Final = 1e4
 TOLERANCE: Final = 1e-3
 
 
@@ -195,6 +196,8 @@ def _check_values(path: Path, summary: GaussSummary) -> None:
         values: Tensor = getattr(summary, name)
         if not bool((values > 0).all()) or float(values.max()) > MAX_VALUE:
             raise TensorFileError(path, f"{name} must lie above 0 and at most {MAX_VALUE:g}")
+    if float(summary.means.abs().max()) > MAX_MEAN:
+        raise TensorFileError(path, f"means must lie within {MAX_MEAN:g} of 0")
     if abs(float(summary.weights.sum()) - 1) > TOLERANCE:
         raise TensorFileError(path, f"weights sum to {float(summary.weights.sum()):g}, expected 1")
     gram = summary.eigenvectors @ summary.eigenvectors.transpose(1, 2)

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from training.mixture import MIN_WEIGHT, NoExpertError, Strategy, choose, combine, draw, mix
+
+TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]], dtype=torch.float64)
+CLUSTERS = (0, 3, 5)
+HALF = torch.tensor([0.5, 0.5], dtype=torch.float64)
+
+
+def tables() -> st.SearchStrategy[list[list[float]]]:
+    width = st.shared(st.integers(1, 6), key="width")
+    row = width.flatmap(lambda n: st.lists(st.floats(0.0, 1e6), min_size=n, max_size=n))
+    return st.lists(row, min_size=1, max_size=4)
+
+
+@given(tables(), st.sampled_from(list(Strategy)), st.floats(0, 1, exclude_max=True), st.data())
+def test_weights_sum_to_one_over_the_reachable_only(
+    rows: list[list[float]], strategy: Strategy, uniform: float, data: st.DataObject
+) -> None:
+    table = torch.tensor(rows, dtype=torch.float64)
+    clusters = range(table.shape[1])
+    reachable = data.draw(st.sets(st.sampled_from(clusters), min_size=1))
+    uniforms = torch.full((len(rows),), uniform, dtype=torch.float64)
+    weights = mix(table, clusters, reachable, strategy, uniforms).weights
+    assert torch.allclose(weights.sum(dim=1), torch.ones(len(rows), dtype=torch.float64))
+    assert all(float(weights[:, k].sum()) == 0 for k in clusters if k not in reachable)
+    assert bool(((weights == 0) | (weights >= MIN_WEIGHT)).all())
+
+
+def test_posterior_weighted_experts_are_the_velocity_of_all_the_data() -> None:
+    """Two clusters of point masses: E[eps - x0 | x_t] over all equals sum_k p_k v_k to 1e-10."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)  # cluster, point, dims
+    x_t, t = torch.randn(7, 4, generator=generator, dtype=torch.float64), 0.6
+
+    def posterior_velocity(data: Tensor) -> tuple[Tensor, Tensor]:
+        distance = (x_t[:, None] - (1 - t) * data[None]).square().sum(2)
+        likelihood = torch.exp(-distance / (2 * t * t))
+        mean = likelihood @ data / likelihood.sum(1, keepdim=True)
+        return (x_t - (1 - t) * mean) / t - mean, likelihood.sum(1)
+
+    each = [posterior_velocity(points[k]) for k in range(3)]
+    table = torch.stack([mass for _, mass in each], dim=1)
+    ones = torch.zeros(7, dtype=torch.float64)
+    weights = table / table.sum(1, keepdim=True)
+    whole, _ = posterior_velocity(points.flatten(0, 1))
+    velocities = torch.stack([velocity for velocity, _ in each])
+    assert float((combine(weights, velocities) - whole).abs().max()) < 1e-10
+    kept = mix(table, (0, 1, 2), (0, 1, 2), Strategy.ALL, ones).weights
+    assert torch.allclose(kept, weights, atol=2 * MIN_WEIGHT)
+
+
+def test_each_strategy_keeps_what_its_name_says() -> None:
+    def weights(strategy: Strategy) -> list[float]:
+        return [round(w, 6) for w in choose(TABLE[:1], strategy, HALF[:1])[0].tolist()]
+
+    assert weights(Strategy.TOP1) == [1, 0, 0]
+    assert weights(Strategy.TOP2) == [0.666667, 0.333333, 0]
+    assert weights(Strategy.ALL) == [0.6, 0.3, 0.1]
+    assert weights(Strategy.STICKY) == [1, 0, 0]
+
+
+def test_sticky_draws_clusters_in_their_shares() -> None:
+    uniforms = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    columns = draw(TABLE[:1].expand(1000, 3), uniforms)
+    assert torch.bincount(columns).tolist() == [600, 300, 100]
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_draw_never_picks_an_impossible_column(uniform: float) -> None:
+    table = torch.tensor([[0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    columns = draw(table, torch.full((2,), uniform, dtype=torch.float64))
+    assert bool((table[torch.arange(2), columns] > 0).all())
+
+
+def test_weights_below_the_least_are_skipped_and_just_above_kept() -> None:
+    table = torch.tensor([[1.0, 0.9 * MIN_WEIGHT], [1.0, 1.1 * MIN_WEIGHT]], dtype=torch.float64)
+    weights = mix(table, (0, 1), (0, 1), Strategy.ALL, HALF).weights
+    assert float(weights[0, 1]) == 0
+    assert float(weights[1, 1]) > 0
+
+
+def test_missing_expert_is_reported_with_its_share_and_renormalised_away() -> None:
+    mixture = mix(TABLE, CLUSTERS, {0, 5}, Strategy.ALL, HALF)
+    assert mixture.dropped == pytest.approx({3: 0.25})
+    assert mixture.weights[0].tolist() == pytest.approx([6 / 7, 0, 1 / 7])
+    assert list(mixture.shares()) == [0, 5]
+    assert sum(mixture.shares().values()) == pytest.approx(1)
+
+
+def test_picture_of_missing_experts_only_is_drawn_by_the_others() -> None:
+    table = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
+    mixture = mix(table, CLUSTERS, {3, 5}, Strategy.ALL, HALF[:1])
+    assert mixture.weights[0].tolist() == [0, 0.5, 0.5]
+    assert mixture.dropped == {0: 1.0}
+
+
+def test_no_reachable_expert_is_an_error_that_names_the_clusters() -> None:
+    with pytest.raises(NoExpertError, match=r"\[0, 3, 5\]"):
+        mix(TABLE, CLUSTERS, {4}, Strategy.STICKY, HALF)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -0.1])
+def test_probabilities_that_are_none_are_refused(bad: float) -> None:
+    table = TABLE.clone()
+    table[0, 0] = bad
+    with pytest.raises(ValueError, match="finite"):
+        mix(table, CLUSTERS, CLUSTERS, Strategy.ALL, HALF)
+
+
+@pytest.mark.parametrize("clusters", [(0, 3), (0, 0, 1)])
+def test_columns_must_be_distinct_clusters(clusters: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="distinct clusters"):
+        mix(TABLE, clusters, clusters, Strategy.ALL, HALF)

@@ -1,0 +1,228 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.errors import TensorFileError
+from training.router import GaussRouter, GaussRoutes
+from training.summary import (
+    COMPONENTS,
+    MIN_ROWS_PER_COMPONENT,
+    RANK,
+    GaussSummary,
+    fit_summary,
+    load_summary,
+    pack_summary,
+    save_summary,
+)
+
+SHAPE = (4, 3, 3)
+SIZE = math.prod(SHAPE)
+
+
+def latents(cluster: int, count: int = 200) -> Tensor:
+    generator = torch.Generator().manual_seed(cluster)
+    spread = torch.rand(SHAPE, generator=generator)
+    return torch.randn(count, *SHAPE, generator=generator) * spread + 1.5 * cluster
+
+
+@pytest.fixture(scope="module")
+def summaries() -> dict[int, GaussSummary]:
+    return {0: fit_summary(latents(0)), 2: fit_summary(latents(2)), 5: fit_summary(latents(5, 40))}
+
+
+def dense_log_likelihood(summary: GaussSummary, x_t: Tensor, t: float) -> Tensor:
+    """The definition, with full covariance matrices in float64."""
+    parts = []
+    for m in range(len(summary.weights)):
+        directions = summary.eigenvectors[m].double()
+        tail, values = summary.tails[m].double(), summary.eigenvalues[m].double()
+        inside = directions.T @ directions
+        covariance = directions.T @ torch.diag(values) @ directions
+        covariance = covariance + tail * (torch.eye(SIZE) - inside)
+        covariance = (1 - t) ** 2 * covariance + t**2 * torch.eye(SIZE)
+        normal = torch.distributions.MultivariateNormal(
+            (1 - t) * summary.means[m].double(), covariance
+        )
+        parts.append(normal.log_prob(x_t.flatten(1).double()) + summary.weights[m].double().log())
+    return torch.stack(parts).logsumexp(0)
+
+
+@pytest.mark.parametrize("t", [1.0, 0.7, 0.3])
+def test_low_rank_likelihood_equals_the_dense_one(
+    summaries: dict[int, GaussSummary], t: float
+) -> None:
+    x_t = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(9))
+    router = GaussRouter(summaries)
+    got = router.log_likelihood(x_t, t)
+    for column, cluster in enumerate(router.clusters):
+        want = dense_log_likelihood(summaries[cluster], x_t, t)
+        assert torch.allclose(got[:, column].double(), want, rtol=1e-5, atol=1e-3)
+
+
+def test_pure_noise_tells_nothing_but_the_sizes(summaries: dict[int, GaussSummary]) -> None:
+    found = GaussRouter(summaries).probabilities(torch.randn(3, *SHAPE), 1.0)
+    sizes = torch.tensor([200.0, 200.0, 40.0])
+    assert torch.allclose(found, (sizes / sizes.sum()).expand(3, 3), atol=1e-4)
+
+
+def test_noisy_latents_find_their_cluster(summaries: dict[int, GaussSummary]) -> None:
+    router, generator = GaussRouter(summaries), torch.Generator().manual_seed(3)
+    for column, cluster in enumerate(router.clusters):
+        clean = latents(cluster, 30)
+        x_t = 0.5 * clean + 0.5 * torch.randn(clean.shape, generator=generator)
+        assert float((router.probabilities(x_t, 0.5).argmax(1) == column).float().mean()) > 0.9
+
+
+def test_the_caption_is_the_prior(summaries: dict[int, GaussSummary]) -> None:
+    x_t = torch.randn(2, *SHAPE)
+    prior = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
+    found = GaussRouter(summaries).probabilities(x_t, 1.0, prior)
+    assert torch.allclose(found, prior, atol=1e-4)
+
+
+def test_routes_pick_the_prior_of_clusters_with_a_summary(
+    summaries: dict[int, GaussSummary],
+) -> None:
+    table = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    routes = GaussRoutes.join(GaussRouter(summaries), (0, 1, 2, 5), table)
+    assert routes.clusters == (0, 2, 5)
+    assert torch.allclose(
+        routes.probabilities(torch.randn(1, *SHAPE), 1.0),
+        torch.tensor([[0.1, 0.3, 0.4]]) / 0.8,
+        atol=1e-4,
+    )
+
+
+def test_adding_an_expert_leaves_the_ratios_of_the_others(
+    summaries: dict[int, GaussSummary],
+) -> None:
+    x_t = torch.randn(4, *SHAPE)
+    few = GaussRouter({k: summaries[k] for k in (0, 5)}).probabilities(x_t, 0.8)
+    all_ = GaussRouter(summaries).probabilities(x_t, 0.8)[:, [0, 2]]
+    assert torch.allclose(all_ / all_.sum(1, keepdim=True), few, atol=1e-4)
+
+
+def test_router_needs_summaries_of_one_latent_size(summaries: dict[int, GaussSummary]) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        GaussRouter({})
+    other = fit_summary(torch.randn(20, 5))
+    with pytest.raises(ValueError, match="different latent sizes"):
+        GaussRouter({**summaries, 1: other})
+    with pytest.raises(ValueError, match="expected 36"):
+        GaussRouter(summaries).log_likelihood(torch.randn(1, 5), 0.5)
+
+
+def test_fit_is_deterministic_in_the_seed() -> None:
+    rows = latents(1)
+    assert pack_summary(fit_summary(rows, 3)) == pack_summary(fit_summary(rows, 3))
+    assert pack_summary(fit_summary(rows, 3)) != pack_summary(fit_summary(rows, 4))
+
+
+@pytest.mark.parametrize(
+    ("count", "groups"),
+    [
+        (1, 1),
+        (2 * MIN_ROWS_PER_COMPONENT - 1, 1),
+        (2 * MIN_ROWS_PER_COMPONENT, 2),
+        (MIN_ROWS_PER_COMPONENT * (COMPONENTS + 4), COMPONENTS),
+    ],
+)
+def test_components_follow_the_number_of_pictures(count: int, groups: int) -> None:
+    summary = fit_summary(latents(0, count))
+    assert len(summary.weights) == groups
+    assert summary.count == count
+    assert bool((summary.eigenvalues > 0).all())
+
+
+def test_constant_latents_give_a_finite_density() -> None:
+    router = GaussRouter({0: fit_summary(torch.ones(60, *SHAPE))})
+    assert bool(router.log_likelihood(torch.randn(2, *SHAPE), 0.05).isfinite().all())
+
+
+@pytest.mark.parametrize("rows", [torch.empty(0, 4), torch.tensor([[1.0, float("nan")]])])
+def test_latents_that_are_none_are_refused(rows: Tensor) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        fit_summary(rows)
+
+
+def test_saved_summary_reads_back_the_same_and_small(
+    summaries: dict[int, GaussSummary], tmp_path: Path
+) -> None:
+    path = tmp_path / "summary.safetensors"
+    save_summary(summaries[0], path)
+    assert pack_summary(load_summary(path, SIZE)) == path.read_bytes()
+    full = fit_summary(torch.randn(MIN_ROWS_PER_COMPONENT * COMPONENTS, 256))
+    assert full.eigenvectors.shape[:2] == (COMPONENTS, RANK)
+    assert len(pack_summary(full)) < 2**20
+
+
+def tamper(summary: GaussSummary, case: str) -> GaussSummary:
+    match case:
+        case "count":
+            return replace(summary, count=0)
+        case "huge count":
+            return replace(summary, count=10**9 + 1)
+        case "weights":
+            return replace(summary, weights=summary.weights * 1.1)
+        case "negative":
+            return replace(summary, tails=-summary.tails)
+        case "zero":
+            return replace(summary, eigenvalues=summary.eigenvalues * 0)
+        case "overflow":
+            return replace(summary, eigenvalues=summary.eigenvalues * 1e12)
+        case "means":
+            return replace(summary, means=summary.means + 1e9)
+        case "skewed":
+            return replace(summary, eigenvectors=summary.eigenvectors * 1.1)
+        case "nan":
+            return replace(summary, means=summary.means * float("nan"))
+        case "dimensions":
+            return replace(summary, means=summary.means[:, 1:])
+        case _:
+            raise AssertionError(case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "count", "huge count", "weights", "negative", "zero", "overflow", "means", "skewed", "nan",
+        "dimensions",
+    ],
+)  # fmt: skip
+def test_summary_from_outside_with_impossible_values_is_refused(
+    summaries: dict[int, GaussSummary], tmp_path: Path, case: str
+) -> None:
+    path = tmp_path / "summary.safetensors"
+    path.write_bytes(pack_summary(tamper(summaries[0], case)))
+    with pytest.raises(TensorFileError, match=r"summary\.safetensors"):
+        load_summary(path, SIZE)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 100, b"\0" * (2**20 + 2**19)])
+def test_file_that_is_no_summary_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "summary.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(TensorFileError):
+        load_summary(path, SIZE)
+    with pytest.raises(TensorFileError, match="cannot be read"):
+        load_summary(tmp_path / "absent", SIZE)
+
+
+def test_too_many_components_or_directions_are_refused(tmp_path: Path) -> None:
+    many = COMPONENTS + 1
+    wide = GaussSummary(
+        9,
+        torch.full((many,), 1 / many),
+        torch.zeros(many, SIZE),
+        torch.eye(SIZE)[:2].expand(many, 2, SIZE).contiguous(),
+        torch.ones(many, 2),
+        torch.ones(many),
+    )
+    path = tmp_path / "summary.safetensors"
+    save_summary(wide, path)
+    with pytest.raises(TensorFileError, match="17 components"):
+        load_summary(path, SIZE)
