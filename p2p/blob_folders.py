@@ -1,7 +1,4 @@
-"""Files made of blobs as a folder on disk: whole or not at all, with names that cannot lead out.
-
-Knows nothing of where the bytes come from.
-"""
+"""Files as a folder on disk, whole or not at all. Knows nothing of where the bytes come from."""
 
 import shutil
 import tempfile
@@ -10,43 +7,17 @@ from pathlib import Path
 
 from p2p.blob_files import Piece, storage_error, sync, write_atomically
 from p2p.errors import DecodeError, StorageError
-from p2p.limits import CHUNK_SIZE
-from p2p.records import FileEntry
-
-_NAME_MAX = 255
-
-
-def check_name(name: str) -> None:
-    """Check that a file's name is bare: no separator, no leading dot, nothing a disk would refuse.
-
-    Raises:
-        DecodeError: if it is not.
-    """
-    is_bare = name == Path(name).name and "\\" not in name and "\0" not in name
-    if not is_bare or name.startswith(".") or not 0 < len(name.encode()) <= _NAME_MAX:
-        raise DecodeError(f"file name: got {name[:80]!r}, expected a bare name")
-
-
-def check_entry(entry: FileEntry) -> None:
-    """Check that an entry's name is bare and that its chunks make up its size.
-
-    Raises:
-        DecodeError: if not.
-    """
-    check_name(entry.name)
-    expected = -(-entry.size // CHUNK_SIZE)
-    if entry.size < 0 or len(entry.chunks) != expected:
-        raise DecodeError(
-            f"file {entry.name}: {entry.size} bytes in {len(entry.chunks)} chunks, "
-            f"expected {expected} of at most {CHUNK_SIZE} bytes"
-        )
 
 
 def write_folder(files: Iterable[tuple[str, Iterable[Piece]]], directory: Path) -> None:
     """Write (name, pieces) files into a folder that appears whole or not at all, durably.
 
+    Args:
+        files: names as a `FileEntry` allows them: bare, so that none leads out of the folder.
+        directory: does not exist yet, or is empty.
+
     Raises:
-        DecodeError: if a name is not bare or comes twice.
+        DecodeError: if a name comes twice.
         StorageError: if the disk refuses or `directory` holds something already.
     """
     parent = directory.parent
@@ -58,7 +29,6 @@ def write_folder(files: Iterable[tuple[str, Iterable[Piece]]], directory: Path) 
     try:
         seen: set[str] = set()
         for name, pieces in files:
-            check_name(name)
             if name in seen:
                 raise DecodeError(f"file name {name!r} comes twice")
             seen.add(name)

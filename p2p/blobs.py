@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from p2p import blob_files
-from p2p.blob_folders import check_entry, write_folder
+from p2p.blob_folders import write_folder
 from p2p.blob_health import Verification, remove_altered, remove_torn
 from p2p.blob_pins import Pin, load_pins, refuse_damaged, remove_pin, save_pin
 from p2p.blob_quota import Ledger, Reservation
@@ -160,6 +160,8 @@ class BlobStore:
             StorageError: if the disk refuses.
             DecodeError: if a name is not a bare file name.
         """
+        for name in paths:
+            FileEntry(name, 0, ())  # it checks its name
         try:
             total = sum(path.stat().st_size for path in paths.values())
         except OSError as error:
@@ -181,18 +183,15 @@ class BlobStore:
                     size += len(data)
         except OSError as error:
             raise blob_files.storage_error(error, f"read {path}") from error
-        entry = FileEntry(name, size, tuple(chunks))
-        check_entry(entry)
-        return entry
+        return FileEntry(name, size, tuple(chunks))
 
     def iter_file(self, entry: FileEntry) -> Iterator[bytes]:
         """A file's bytes, chunk by chunk, each checked.
 
         Raises:
             BlobMissingError, BlobCorruptError: if a chunk is not there or was altered.
-            DecodeError: if the entry's size and chunks do not fit together.
+            DecodeError: if a chunk is not as long as its place in the file says.
         """
-        check_entry(entry)
         left = entry.size
         for blob in entry.chunks:
             data = self.get(blob)
@@ -216,7 +215,7 @@ class BlobStore:
 
         Raises:
             BlobMissingError, BlobCorruptError: if a chunk is not there or was altered.
-            DecodeError: if an entry is not sound.
+            DecodeError: if a name comes twice, or a chunk has another length than its place says.
             StorageError: if the disk refuses or `directory` holds something.
         """
         write_folder(((entry.name, self.iter_file(entry)) for entry in entries), directory)
@@ -349,14 +348,9 @@ class BlobStore:
 
 
 def blobs_of(entries: Iterable[FileEntry]) -> tuple[tuple[BlobId, int], ...]:
-    """(name, size in bytes) of every chunk of some files, once each: what a `PullJob` wants.
-
-    Raises:
-        DecodeError: if an entry is not sound.
-    """
+    """(name, size in bytes) of every chunk of some files, once each: what a `PullJob` wants."""
     sizes: dict[BlobId, int] = {}
     for entry in entries:
-        check_entry(entry)
         for index, blob in enumerate(entry.chunks):
             sizes[blob] = min(CHUNK_SIZE, entry.size - index * CHUNK_SIZE)
     return tuple(sizes.items())

@@ -167,6 +167,10 @@ class Throttle:
         self._burst_s = burst_s
         self._paid_until = float("-inf")
 
+    def piece_size(self, largest: int) -> int:
+        """Bytes to move at once, at most `largest`: a tenth of a second's worth under a cap."""
+        return largest if self._rate is None else max(1024, min(largest, int(self._rate / 10)))
+
     def wait_s(self, size_bytes: int, now: float) -> float:
         """Count `size_bytes` as moved at `now` and say how long to wait before the next."""
         if self._rate is None:

@@ -50,10 +50,8 @@ class ServeGate:
         self._total = max_streams
         self._streams: Counter[str] = Counter()
         self.throttle = Throttle(max_bytes_per_s)
+        """May be exchanged while streams run."""
         self.served_bytes = 0
-        self.slice_size = _SLICE
-        if max_bytes_per_s is not None:
-            self.slice_size = max(1024, min(_SLICE, int(max_bytes_per_s / 10)))
 
     def enter(self, peer: str) -> bool:
         """Whether one more stream of `peer` is served; call `leave` after it if so."""
@@ -156,7 +154,8 @@ class _Stream:
         self._writer.write(self._serving.answer(blob, Status.HAVE, len(data)))
         view = memoryview(data)
         while view:
-            piece, view = view[: self._gate.slice_size], view[self._gate.slice_size :]
+            size = self._gate.throttle.piece_size(_SLICE)
+            piece, view = view[:size], view[size:]
             self._writer.write(piece)
             await self._drain()
             self._gate.served_bytes += len(piece)

@@ -179,3 +179,10 @@ def test_throttle_spreads_bytes_over_time() -> None:
 def test_no_cap_never_waits() -> None:
     throttle = Throttle(None)
     assert throttle.wait_s(1000 * MIB, 0.0) == 0.0
+
+
+def test_pieces_are_small_under_a_cap_and_large_without() -> None:
+    assert Throttle(None).piece_size(MIB) == MIB
+    assert Throttle(100_000).piece_size(MIB) == 10_000
+    assert Throttle(10).piece_size(MIB) == 1024
+    assert Throttle(1e12).piece_size(MIB) == MIB
