@@ -114,14 +114,10 @@ class Ensemble:
         """
         run = load_run(shared)
         counts = run.caption_counts
-        table = {
-            k: dict(zip(counts.captions, row, strict=True)) for k, row in enumerate(counts.counts)
-        }
+        rows = [dict(zip(counts.captions, row, strict=True)) for row in counts.counts]
         size = math.prod(run.facts.latent)
-        loaded = {
-            cluster: _load_expert(folder, run, cluster) for cluster, folder in experts.items()
-        }
-        fitted = {cluster: load_summary(path, size) for cluster, path in (summaries or {}).items()}
+        loaded = {k: _load_expert(folder, run, k) for k, folder in experts.items()}
+        fitted = {k: load_summary(path, size) for k, path in (summaries or {}).items()}
         return cls(
             run.codec,
             run.text,
