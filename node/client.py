@@ -104,13 +104,17 @@ class NodeClient:
             connection.close()
 
     def _address(self) -> tuple[str, int]:
-        address = urlsplit(self._api.url)
-        if address.scheme == "http" and address.hostname in _HOSTS and address.port:
-            return address.hostname, address.port
+        try:
+            address = urlsplit(self._api.url)
+            host, port = address.hostname, address.port
+        except ValueError:
+            host, port = None, None
+        if host in _HOSTS and port and self._api.url.startswith("http://"):
+            return host, port
         raise NodeError(  # the token must not travel to another machine
             ErrorCode.FAILED,
             f"The running node's address {self._api.url!r:.100} is not on this machine.",
-            "paris-node stop    then: paris-node start",
+            "remove api.json from the home, then: paris-node start",
         )
 
     @contextmanager

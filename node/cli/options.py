@@ -4,12 +4,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.client import NodeClient
 from node.config import Config, LoadedConfig, load
+
+if TYPE_CHECKING:
+    from node.client import NodeClient
 
 
 @dataclass(slots=True)
@@ -35,12 +37,16 @@ class Options:
         """The settings of a command that has no flags for them."""
         return self.load().config
 
-    def client(self) -> NodeClient:
+    def client(self) -> "NodeClient":
         """The running node.
 
         Raises:
             NodeError: `NOT_RUNNING` if there is none.
         """
+        from node.client import (
+            NodeClient,
+        )  # http.client takes 60 ms, which --help need not wait for
+
         return NodeClient.of_home(self.settings().paths, timeout_s=self.timeout)
 
 

@@ -9,7 +9,7 @@ from node.cli.options import global_options
 
 _VERBS: Final = {
     "start": ("node.cli.start:start", "Start the node: join the run, train, publish, serve."),
-    "stop": ("node.cli.stop:stop", "Stop the running node gracefully."),
+    "stop": ("node.cli.start:stop", "Stop the running node gracefully."),
     "status": ("node.cli.inspect:status", "The node on one screen."),
     "id": ("node.cli.inspect:show_id", "This node's peer id and name."),
     "peers": ("node.cli.inspect:peers", "Who is connected."),

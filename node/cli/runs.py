@@ -60,7 +60,7 @@ def run() -> None:
     help="Samples between two checkpoints.",
 )  # fmt: skip
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), metavar="R")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0, max=2**31 - 1), default=0, metavar="N")
 @click.option(
     "--lease", type=click.FloatRange(min=1, max=600), metavar="SECONDS",
     help="How long a claim lives unrenewed; 300 unless said, less for a trial.",

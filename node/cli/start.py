@@ -42,7 +42,7 @@ STOP_TIMEOUT_S: Final = 10.0
     examples=(
         "paris-node start",
         "paris-node start --peer /ip4/192.168.1.7/tcp/4101/p2p/12D3KooW...",
-        "paris-node start --home /tmp/second --api-port 0 --host-listen /ip4/127.0.0.1/tcp/0",
+        "paris-node start --home ~/second --api-port 0 --no-train",
     ),
 )
 @click.option("--run", metavar="CID", help="The run to join; the built-in one unless said.")

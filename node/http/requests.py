@@ -63,16 +63,16 @@ _GENERATE: Final[Mapping[str, tuple[Check, str, object]]] = {
     "steps": (
         _is_whole(1, limits.MAX_STEPS),
         f"a whole number from 1 to {limits.MAX_STEPS}",
-        None,
+        10,  # AB2 at 10 beats Euler at 20
     ),
-    "guidance": (_is_guidance, f"a number from 0 to {limits.MAX_GUIDANCE:g}", None),
+    "guidance": (_is_guidance, f"a number from 0 to {limits.MAX_GUIDANCE:g}", 4.0),
     "where": (_is_one_of(PLACES), f"one of {', '.join(PLACES)}", "auto"),
     "peer": (_is_peer, "a peer id, '12D3KooW...'", None),
 }
 
 
 def parse_generate(body: bytes) -> Json:
-    """The request of `NodeApi.generate`: every field present, None where nothing was said.
+    """The request of `NodeApi.generate`: every field present; seed and peer None if unsaid.
 
     Raises:
         NodeError: `USAGE` naming the field, what was got and what is expected.
