@@ -72,6 +72,13 @@ class CaptionCounts:
     counts: tuple[tuple[int, ...], ...]
     other: tuple[int, ...]
 
+    def by_cluster(self) -> dict[int, dict[str, int]]:
+        """Cluster -> caption -> its pictures there, without the zeros."""
+        return {
+            k: {caption: n for caption, n in zip(self.captions, row, strict=True) if n}
+            for k, row in enumerate(self.counts)
+        }
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClusterMap:

@@ -135,14 +135,14 @@ class MiniLm:
         tokenizer = tokenizer_class.from_file(str(folder / "tokenizer.json"))
         tokenizer.enable_truncation(MAX_TOKENS)
         tokenizer.no_padding()
-        settings = read_json(folder / "config.json")
-        with torch.random.fork_rng(devices=[]):  # its init draws must not disturb the caller's
-            model = model_class(
-                config_class(**settings, attn_implementation="eager"), add_pooling_layer=False
-            )
         try:
+            settings = read_json(folder / "config.json")
+            with torch.random.fork_rng(devices=[]):  # its init must not disturb the caller's draws
+                model = model_class(
+                    config_class(**settings, attn_implementation="eager"), add_pooling_layer=False
+                )
             weights = _bert_weights(folder / "model.safetensors", model)
-        except TensorFileError as error:
+        except (ConfigError, TensorFileError) as error:
             raise ModelMissingError(f"text encoder {MINILM}: {error}") from error
         model.load_state_dict(weights)
         return tokenizer, model.eval().requires_grad_(False)
