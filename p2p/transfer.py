@@ -163,7 +163,7 @@ class Asking:
         self._expected.extend(wanted)
         return encode_frame(body, max_size=MAX_REQUEST_SIZE)
 
-    def receive(self, data: bytes) -> list[Event]:
+    def receive(self, data: bytes | bytearray) -> list[Event]:
         """Take bytes as they came; give the answers they complete, in order.
 
         Blob bytes are not copied: pieces are views of `data`.
