@@ -6,14 +6,17 @@ another took over overwrites nothing.
 """
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
 from node.clock import now_s
 from node.context import NodeContext
 from node.providers import find_providers
+from p2p.claims import Fence, Ownership, Standing
 from p2p.codec import Verified, open_signed
 from p2p.errors import PeerError, TransportError
 from p2p.ids import ClusterId, PeerId
@@ -23,8 +26,10 @@ from p2p.records import ExpertAdvert, RouterAdvert, RunManifest, expert_key, rou
 logger = logging.getLogger(__name__)
 
 Advert = Verified[ExpertAdvert]
-_AT_ONCE = 8
+_AT_ONCE: Final = 8
 """DHT keys read at a time."""
+_MOST_OVERSHOOT: Final = 65_536
+"""A budget ends with a whole batch: a claim of more samples than this beyond it is a lie."""
 
 
 @dataclass(slots=True)
@@ -35,6 +40,8 @@ class Catalog:
     manifest: RunManifest
     _adverts: dict[ClusterId, dict[PeerId, Advert]] = field(default_factory=dict)
     _summaries: dict[ClusterId, Verified[RouterAdvert]] = field(default_factory=dict)
+    _fences: dict[ClusterId, Fence] = field(default_factory=dict)
+    _refreshed_at: float = -math.inf
     refused: int = 0
     """Adverts dropped: badly signed, of another run, or under a token that was superseded."""
 
@@ -43,27 +50,36 @@ class Catalog:
         return tuple(ClusterId(cluster) for cluster in range(self.manifest.clusters))
 
     def adverts(self, cluster: ClusterId) -> tuple[Advert, ...]:
-        """Live adverts of a cluster, the best first: epoch, then samples, then owner."""
+        """Live adverts of a cluster, the best first: the owners' own, by samples seen."""
         now = now_s()
+        fence = self.fence(cluster)
         live = [
-            advert
+            (fence.judge(advert) is Standing.CURRENT, advert)
             for advert in self._adverts.get(cluster, {}).values()
             if advert.expires_at is not None and advert.expires_at > now
         ]
-        return tuple(sorted(live, key=_rank, reverse=True))
+        live.sort(key=lambda item: (item[0], *_progress(item[1])), reverse=True)
+        return tuple(advert for _, advert in live)
 
     def best(self, cluster: ClusterId) -> Advert | None:
-        """The advert of the expert to draw with and to continue from."""
+        """The advert of the expert to draw with: the owner's, or else an orphan's."""
         adverts = self.adverts(cluster)
         return adverts[0] if adverts else None
+
+    def base(self, cluster: ClusterId) -> Advert | None:
+        """The advert to continue training from: never an orphan's."""
+        best = self.best(cluster)
+        if best is None or self.fence(cluster).judge(best) is not Standing.CURRENT:
+            return None
+        return best
 
     def summary(self, cluster: ClusterId) -> Verified[RouterAdvert] | None:
         """The newest routing summary of a cluster."""
         return self._summaries.get(cluster)
 
     def is_complete(self, cluster: ClusterId) -> bool:
-        """Whether somebody advertises the whole budget."""
-        best = self.best(cluster)
+        """Whether an owner advertises the whole budget."""
+        best = self.base(cluster)
         return best is not None and best.record.samples >= self.manifest.budget_samples
 
     def coverage(self) -> float:
@@ -72,45 +88,53 @@ class Catalog:
             1, self.manifest.clusters
         )
 
+    def fence(self, cluster: ClusterId) -> Fence:
+        """The newest fencing token this node has seen granted on a cluster."""
+        found = self._fences.get(cluster)
+        if found is None:
+            epoch = self.context.state.highest_epoch(self.context.run, cluster)
+            found = self._fences[cluster] = Fence(cluster, epoch=epoch)
+        return found
+
+    def note_ownership(self, ownership: Ownership) -> None:
+        """Raise a cluster's fence after a reading of its claims."""
+        fence = self.fence(ownership.cluster)
+        policy = self.manifest.claim_policy
+        self._fences[ownership.cluster] = fence.raised(ownership, policy=policy)
+
     def add(self, advert: Advert) -> bool:
-        """Take an opened advert; says whether it changed anything."""
+        """Take an opened advert; says whether it told of a checkpoint not known before."""
         record = advert.record
-        if record.run != self.context.run or not 0 <= record.cluster < self.manifest.clusters:
+        is_possible = (
+            record.run == self.context.run
+            and 0 <= record.cluster < self.manifest.clusters
+            and record.samples <= self.manifest.budget_samples + _MOST_OVERSHOOT
+        )
+        if not is_possible or self.fence(record.cluster).judge(advert) is Standing.STALE:
             self.refused += 1
+            logger.info("advert of %s for cluster %d refused", advert.owner, record.cluster)
             return False
+        self._fences[record.cluster] = self.fence(record.cluster).passed(advert)
         known = self._adverts.setdefault(record.cluster, {})
         previous = known.get(advert.owner)
-        if previous is not None and previous.record.manifest == record.manifest:
-            if previous.record.issued_at < record.issued_at:
-                known[advert.owner] = advert
-            return False
-        if self._is_fenced_off(advert, previous):
-            self.refused += 1
-            logger.warning(
-                "advert of %s for cluster %d refused: epoch %d was superseded",
-                *(advert.owner, record.cluster, record.epoch),
-            )
-            return False
-        known[advert.owner] = advert
-        return True
+        if previous is None or previous.record.issued_at < record.issued_at:
+            known[advert.owner] = advert
+        return previous is None or previous.record.manifest != record.manifest
 
-    def _is_fenced_off(self, advert: Advert, previous: Advert | None) -> bool:
-        """Whether an advert comes under a token that another owner has since taken over."""
-        record = advert.record
-        highest = self.context.state.highest_epoch(self.context.run, record.cluster)
-        if record.epoch >= highest:
-            return previous is not None and _rank(advert) < _rank(previous)
-        if record.is_orphan:
-            return False
-        others = self._adverts.get(record.cluster, {})
-        return previous is not None or any(_rank(other) > _rank(advert) for other in others.values())
-
-    async def refresh(self, clusters: Iterable[ClusterId] | None = None) -> None:
+    async def refresh(
+        self, clusters: Iterable[ClusterId] | None = None, *, max_age_s: float = 0.0
+    ) -> None:
         """Read adverts and summaries of some clusters, or all, from the DHT.
+
+        Args:
+            clusters: None for all of them.
+            max_age_s: do nothing if all were read that recently.
 
         Raises:
             TransportError: if the DHT can't be reached.
         """
+        if clusters is None and trio.current_time() - self._refreshed_at < max_age_s:
+            return
         limiter = trio.CapacityLimiter(_AT_ONCE)
         failures: list[TransportError] = []
 
@@ -127,6 +151,8 @@ class Catalog:
                 nursery.start_soon(read, cluster)
         if failures:
             raise failures[0]
+        if clusters is None:
+            self._refreshed_at = trio.current_time()
 
     async def _read_adverts(self, cluster: ClusterId) -> None:
         key = expert_key(self.context.run, cluster)
@@ -151,12 +177,10 @@ class Catalog:
 
     async def replicas(self, advert: Advert) -> int:
         """How many nodes say they hold an advert's checkpoint."""
-        holders = await find_providers(
-            self.context.swarm, self.context.run, advert.record.manifest
-        )
+        holders = await find_providers(self.context.swarm, self.context.run, advert.record.manifest)
         return len({*holders, advert.owner})
 
 
-def _rank(advert: Advert) -> tuple[bool, int, int, str]:
+def _progress(advert: Advert) -> tuple[int, int, str]:
     record = advert.record
-    return (not record.is_orphan, record.epoch, record.samples, advert.owner)
+    return (record.samples, record.epoch, advert.owner)

@@ -14,8 +14,7 @@ from p2p.blobs import BlobStore
 from p2p.dht.port import RecordStore
 from p2p.host import Host
 from p2p.identity import Identity
-from p2p.ids import ClusterId, RunId
-from p2p.records import RunManifest
+from p2p.ids import RunId
 
 
 class Swarm(RecordStore, BulkTransport, Protocol):
@@ -27,6 +26,10 @@ class Swarm(RecordStore, BulkTransport, Protocol):
 
     async def bootstrap(self, addresses: Sequence[str]) -> int:
         """Enter the DHT through some nodes; how many answered."""
+        ...
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until calls can be answered. Raises `TransportError`, also if it never can."""
         ...
 
     async def known_peers(self) -> int:
@@ -50,7 +53,3 @@ class NodeContext:
     journal: Journal
     folder: Path
     """`runs/<run id>` in the home: what is unpacked, trained and cached for this run."""
-
-    def cluster_ids(self, manifest: RunManifest) -> tuple[ClusterId, ...]:
-        """0..K-1."""
-        return tuple(ClusterId(cluster) for cluster in range(manifest.clusters))

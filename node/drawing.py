@@ -1,8 +1,8 @@
-"""From a request to pictures, on this machine: gather router and experts by CID, hand the order on."""
+"""From a request to pictures, on this machine: gather router and experts by CID, have them draw."""
 
 import base64
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,7 @@ class Drawing:
             return None
         return next(iter(sorted(folder.iterdir())), None)
 
-    async def draw(self, order: DrawOrder, materials: Materials) -> AsyncIterator[Message]:
+    async def draw(self, order: DrawOrder, materials: Materials) -> AsyncGenerator[Message]:
         """The expert worker's messages for one order; see `node.workers.expert`."""
         message: Message = {
             "kind": "draw",
@@ -125,11 +125,11 @@ class Drawing:
                 yield item
 
 
-def shares_of(message: Message) -> dict[ClusterId, float]:
+def shares_of(message: Message) -> dict[int, float]:
     """Mean weight of each expert, as a `route` message of the worker tells it."""
     shares = message["shares"]
     assert isinstance(shares, dict)  # noqa: S101  our own worker's message
-    return {ClusterId(int(cluster)): float(share) for cluster, share in shares.items()}
+    return {int(cluster): float(share) for cluster, share in shares.items()}
 
 
 def image_of(message: Message) -> bytes:

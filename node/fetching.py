@@ -5,7 +5,7 @@ from whom. Whatever it returns is whole, hashed and pinned.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -34,9 +34,9 @@ class BulkTransport(Protocol):
 
     async def pull(
         self,
-        blobs: tuple[tuple[BlobId, int], ...],
-        providers: tuple[BulkPeer, ...],
-        on_progress: ProgressHook | None = None,
+        blobs: Sequence[tuple[BlobId, int]],
+        providers: Sequence[BulkPeer],
+        on_progress: ProgressHook,
     ) -> PullResult:
         """Fetch blobs into the store; see `p2p.transfer.PullResult`."""
         ...
@@ -147,7 +147,7 @@ class Fetcher:
                 f"no reachable peer is known to hold {root}",
                 "see who is there with: paris-node peers; then try again",
             )
-        result = await self.bulk.pull(wanted, providers, on_progress)
+        result = await self.bulk.pull(wanted, providers, on_progress or _ignore)
         for peer, fault in result.bad_peers:
             logger.warning("provider %s sent bad bytes for %s: %s", peer, root, fault)
         if result.missing:
@@ -158,3 +158,7 @@ class Fetcher:
                 f"from {len(providers)} providers ({reasons or 'they do not have them'})",
                 "try again when more peers are there: paris-node peers",
             )
+
+
+def _ignore(progress: PullProgress) -> None:
+    """For pulls that nobody watches."""

@@ -11,12 +11,13 @@ from typing import Final
 
 import trio
 
+from node.catalog import Catalog
 from node.clock import now_s
 from node.context import NodeContext
 from node.keeping import keep_checkpoint, keep_folder
 from node.providers import RENEW_S, announce_roots
 from node.state import Published
-from p2p.codec import BLOB_KEY, seal
+from p2p.codec import BLOB_KEY, open_signed, seal
 from p2p.errors import LimitError, TransportError
 from p2p.gossip_rules import topic
 from p2p.ids import BlobId, ClusterId
@@ -54,6 +55,7 @@ class Publisher:
     """Publishes this node's checkpoints and summaries, and keeps them alive in the DHT."""
 
     context: NodeContext
+    catalog: Catalog
     _wake: trio.Event = field(default_factory=trio.Event)
 
     async def checkpoint(self, saved: Saved) -> BlobId:
@@ -155,10 +157,11 @@ class Publisher:
         key = expert_key(context.run, item.cluster)
         expires_at = now + ADVERT_LIFETIME_S
         envelope = seal(advert, context.identity, key=key, expires_at=expires_at)
+        self.catalog.add(open_signed(ExpertAdvert, envelope, key=key, now=now))
         await context.swarm.put(key, context.identity.public_key, envelope, expires_at)
         try:
             await context.host.publish(topic(context.run, "expert"), envelope)
-        except LimitError as error:
+        except (LimitError, TransportError) as error:
             logger.info("advert not gossiped: %s", error)  # the DHT has it; gossip is a hint
 
     async def _advertise_summary(self, cluster: ClusterId, epoch: int, root: BlobId) -> None:

@@ -5,7 +5,7 @@ dies, the order it was at fails with a reason and the next one starts a new proc
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,7 +52,7 @@ class Studio:
                 except WorkerDiedError as error:
                     logger.warning("%s", error)
 
-    async def draw(self, order: Message) -> AsyncIterator[Message]:
+    async def draw(self, order: Message) -> AsyncGenerator[Message]:
         """Draw: `route`, `progress` and `image` messages, in the order they come.
 
         Leaving the iteration early cancels the drawing within one step.

@@ -100,13 +100,15 @@ class Worker:
         """Close the line and wait; then SIGTERM, then SIGKILL. Works under cancellation."""
         with trio.CancelScope(shield=True):
             await self._line.aclose()
-            with trio.move_on_after(grace_s):
+            with trio.move_on_after(grace_s) as patience:
                 await self._process.wait()
+            if not patience.cancelled_caught:
                 return
             logger.warning("worker %s did not leave in %.1f s: terminating it", self.name, grace_s)
             self._process.terminate()
-            with trio.move_on_after(_TERM_GRACE_S):
+            with trio.move_on_after(_TERM_GRACE_S) as patience:
                 await self._process.wait()
+            if not patience.cancelled_caught:
                 return
             self._process.kill()
             await self._process.wait()

@@ -112,8 +112,9 @@ class TrainingJob:
 
     async def _starting_point(self, state: Path) -> str | None:
         """The published checkpoint to go on from; the trainer prefers its own state if as far."""
-        best = self.catalog.best(self.cluster)
-        if best is None or (best.owner == self.context.identity.peer and state.exists()):
+        best = self.catalog.base(self.cluster)
+        me = self.context.identity.peer
+        if best is None or (best.owner == me and await trio.Path(state).exists()):
             return None
         folder = await unpacked_checkpoint(self.context, best.record.manifest, best.owner)
         self._parent = best.record.manifest

@@ -24,8 +24,11 @@ from p2p.limits import (
     MAX_SEED,
     MAX_STEPS,
 )
+from p2p.msgpack_guard import decode_plain, encode_plain
 from p2p.records import BLOB_KEY, ImageReceipt
+from p2p.schema import from_plain, to_plain
 
+PROTOCOL: Final = "/paris/infer/1"
 STRATEGIES: Final = ("sticky", "top1", "top2", "all")
 SAMPLERS: Final = ("ab2", "euler")
 REFUSAL_CODES: Final = (
@@ -38,7 +41,6 @@ REFUSAL_CODES: Final = (
     "failed",  # this node's own fault
 )
 _PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
-_TAG_SIZE: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +145,10 @@ class Admitted:
 
 
 InferenceMessage: TypeAlias = InferenceProgress | InferenceReply | InferenceRefusal
-_TAGS: Final[dict[bytes, type[InferenceMessage]]] = {
-    b"P": InferenceProgress,
-    b"I": InferenceReply,
-    b"R": InferenceRefusal,
+_TAGS: Final[dict[str, type[InferenceMessage]]] = {
+    "progress": InferenceProgress,
+    "image": InferenceReply,
+    "refusal": InferenceRefusal,
 }
 _TAG_OF: Final = {kind: tag for tag, kind in _TAGS.items()}
 
@@ -168,12 +170,13 @@ def parse_request(data: bytes) -> InferenceRequest:
 
 
 def pack_message(message: InferenceMessage) -> bytes:
-    """One answer frame's payload: a letter for the kind, then the message.
+    """One answer frame's payload: `[kind, fields]`.
 
     Raises:
+        EncodeError: if a field is not of its type.
         LimitError: if it is larger than `MAX_IMAGE_REPLY_SIZE` bytes.
     """
-    data = _TAG_OF[type(message)] + pack(message)
+    data = encode_plain([_TAG_OF[type(message)], to_plain(message)])
     if len(data) > MAX_IMAGE_REPLY_SIZE:
         raise LimitError(f"reply: {len(data)} bytes, the limit is {MAX_IMAGE_REPLY_SIZE}")
     return data
@@ -183,14 +186,14 @@ def parse_message(data: bytes) -> InferenceMessage:
     """Read one answer frame from the serving peer.
 
     Raises:
-        LimitError: if it is too large for its kind, or a number is over its limit.
+        LimitError: if it is over `MAX_IMAGE_REPLY_SIZE`, or a number is over its limit.
         DecodeError: if it is anything but a message.
     """
-    kind = _TAGS.get(data[:_TAG_SIZE])
-    if kind is None:
-        raise DecodeError(f"answer: kind {data[:_TAG_SIZE]!r}, expected one of {sorted(_TAGS)}")
-    limit = MAX_IMAGE_REPLY_SIZE if kind is InferenceReply else MAX_REQUEST_SIZE
-    return unpack(kind, data[_TAG_SIZE:], max_size=limit - _TAG_SIZE)
+    match decode_plain(data, max_size=MAX_IMAGE_REPLY_SIZE):
+        case [str(tag), dict(fields)] if tag in _TAGS:
+            return from_plain(_TAGS[tag], fields)
+        case _:
+            raise DecodeError(f"answer: expected [kind, fields], kind one of {list(_TAGS)}")
 
 
 def open_reply(

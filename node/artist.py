@@ -1,0 +1,153 @@
+"""Drawing as the API offers it: here, at a peer, or wherever it can be done; told as events."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from node.api import Json
+from node.asking import Asking, PeerPicture
+from node.context import NodeContext
+from node.drawing import Drawing, DrawOrder, Materials, image_of, shares_of, to_base64
+from node.errors import NodeError
+from node.orders import GenerateOrder
+from p2p.codec import Verified
+from p2p.ids import PeerId, blob_id
+from p2p.records import ImageReceipt
+
+
+@dataclass(slots=True)
+class Artist:
+    """Turns orders into events; see `node.api.NodeApi.generate`."""
+
+    context: NodeContext
+    drawing: Drawing
+    asking: Asking
+
+    async def generate(self, order: GenerateOrder) -> AsyncGenerator[Json]:
+        """Draw an order.
+
+        Raises:
+            NodeError: whatever the person should read.
+        """
+        is_local = order.where == "local"
+        if order.where == "auto":
+            is_local = await self._can_draw()
+        events = self._here(order.draw) if is_local else self._at_peer(order.draw, order.peer)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _can_draw(self) -> bool:
+        """Whether to draw here: there is an expert, or nobody else to turn to."""
+        if not self.asking.candidates(None):
+            return True
+        try:
+            await self.drawing.materials()
+        except NodeError:
+            return False
+        return True
+
+    async def _here(self, order: DrawOrder) -> AsyncGenerator[Json]:
+        started = time.monotonic()
+        materials = await self.drawing.materials()
+        shares: dict[int, float] = {}
+        async with aclosing(self.drawing.draw(order, materials)) as news:
+            async for message in news:
+                match message["kind"]:
+                    case "route":
+                        rows = self._rows(materials, shares_of(message))
+                        missing = list(materials.missing)
+                        yield {"event": "route", "experts": rows, "missing": missing}
+                    case "progress":
+                        yield {
+                            "event": "progress",
+                            "step": message["step"],
+                            "steps": message["steps"],
+                        }
+                    case _:
+                        shares = shares_of(message)
+                        yield self._picture(order, message["index"], image_of(message))
+        yield self._done(order, "local", self._rows(materials, shares), started)
+
+    def _rows(self, materials: Materials, shares: dict[int, float]) -> list[Json]:
+        return [
+            {
+                "cluster": cluster,
+                "cid": advert.record.manifest,
+                "owner": advert.owner,
+                "peer": self.context.identity.peer,
+                "weight": round(shares.get(cluster, 0.0), 6),
+            }
+            for cluster, (_, advert) in materials.experts.items()
+        ]
+
+    def _picture(self, order: DrawOrder, index: object, png: bytes) -> Json:
+        number = int(str(index))
+        return {
+            "event": "image",
+            "index": number,
+            "png_base64": to_base64(png),
+            "receipt": {
+                "run": self.context.run,
+                "image": blob_id(png),
+                "seed": order.seed + number,
+                "strategy": order.strategy,
+                "sampler": order.sampler,
+                "steps": order.steps,
+                "guidance": order.guidance,
+                "computed_by": self.context.identity.peer,
+            },
+        }
+
+    def _done(self, order: DrawOrder, where: str, experts: list[Json], started: float) -> Json:
+        return {
+            "event": "done",
+            "seed": order.seed,
+            "strategy": order.strategy,
+            "sampler": order.sampler,
+            "where": where,
+            "experts": experts,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+
+    async def _at_peer(self, order: DrawOrder, wanted: PeerId | None) -> AsyncGenerator[Json]:
+        started = time.monotonic()
+        experts: list[Json] = []
+        async with aclosing(self.asking.draw(order, wanted)) as answers:
+            async for answer in answers:
+                if isinstance(answer, PeerPicture):
+                    experts = _peer_rows(answer.receipt)
+                    yield {
+                        "event": "image",
+                        "index": answer.index,
+                        "png_base64": to_base64(answer.png),
+                        "receipt": _receipt_json(answer.receipt),
+                    }
+                else:
+                    yield {"event": "progress", "step": answer.step, "steps": answer.steps}
+        yield self._done(order, "peer", experts, started)
+
+
+def _peer_rows(receipt: Verified[ImageReceipt]) -> list[Json]:
+    return [
+        {"cluster": cluster, "cid": cid, "peer": receipt.owner, "weight": round(weight, 6)}
+        for cluster, cid, weight in receipt.record.experts
+    ]
+
+
+def _receipt_json(receipt: Verified[ImageReceipt]) -> Json:
+    record = receipt.record
+    return {
+        "run": record.run,
+        "image": record.image,
+        "seed": record.seed,
+        "strategy": record.strategy,
+        "sampler": record.sampler,
+        "steps": record.steps,
+        "guidance": record.guidance,
+        "computed_by": receipt.owner,
+        "experts": [list(item) for item in record.experts],
+        "seconds": record.seconds,
+        "envelope": receipt.envelope.hex(),
+    }

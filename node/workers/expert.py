@@ -1,0 +1,129 @@
+"""The program that draws: holds router and experts in memory, carries out one order at a time.
+
+Takes {kind: "draw", shared, experts: {cluster: folder}, summaries: {cluster: file}, prompt, n,
+seed, strategy, sampler, steps, guidance, threads, device}; says `route`, `progress` at each step,
+`image` (PNG bytes), then `done`; or `failed`. {kind: "cancel"} ends the order within one step.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from node.workers.link import Message, ParentGoneError, ParentLink
+
+logger = logging.getLogger(__name__)
+
+_EnsembleKey = tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]
+
+
+class _Cancelled(Exception):
+    """The node does not want the rest."""
+
+
+class Easel:
+    """Keeps the ensemble of the last order, since the next one is mostly for the same experts."""
+
+    def __init__(self) -> None:
+        self._key: _EnsembleKey | None = None
+        self._ensemble: Any = None
+
+    def ensemble(self, order: Mapping[str, Any]) -> Any:  # noqa: ANN401  its module loads torch
+        """The ensemble an order asks for, loaded if it is another than the last."""
+        from training.ensemble import Ensemble  # noqa: PLC0415
+
+        experts, summaries = order["experts"], order["summaries"]
+        key = (order["shared"], tuple(experts.items()), tuple(summaries.items()))
+        if key != self._key:
+            self._key = None
+            self._ensemble = Ensemble.load(
+                Path(order["shared"]),
+                {int(cluster): Path(folder) for cluster, folder in experts.items()},
+                {int(cluster): Path(file) for cluster, file in summaries.items()},
+            )
+            self._key = key
+        return self._ensemble
+
+
+def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
+    """Carry out one order; see the module's docstring."""
+    from training.mixture import Strategy  # noqa: PLC0415
+    from training.plan import (  # noqa: PLC0415
+        Images,
+        Route,
+        SampleOptions,
+        Sampler,
+        SampleRequest,
+        Step,
+    )
+
+    options = SampleOptions(
+        strategy=Strategy(order["strategy"]),
+        sampler=Sampler(order["sampler"]),
+        steps=order["steps"],
+        guidance=order["guidance"],
+    )
+    request = SampleRequest(order["prompt"], order["n"], order["seed"], options)
+    for event in easel.ensemble(order).generate(request):
+        match event:
+            case Route():
+                yield {
+                    "kind": "route",
+                    "shares": {str(k): share for k, share in event.experts.items()},
+                    "missing": {str(k): share for k, share in event.missing.items()},
+                }
+            case Step():
+                yield {"kind": "progress", "step": event.step, "steps": event.steps}
+            case Images():
+                shares = {str(k): share for k, share in event.shares.items()}
+                for index, png in enumerate(event.pngs):
+                    yield {"kind": "image", "index": index, "png": png, "shares": shares}
+
+
+def carry_out(link: ParentLink, order: Mapping[str, Any], easel: Easel) -> None:
+    """Draw one order and say how it went."""
+    from training.errors import TrainingError  # noqa: PLC0415
+
+    started = time.monotonic()
+    try:
+        for message in draw(order, easel):
+            link.send(message)
+            if (news := link.poll()) is not None and news["kind"] == "cancel":
+                raise _Cancelled
+    except _Cancelled:
+        logger.info("order cancelled")
+    except (TrainingError, ValueError, MemoryError) as error:
+        logger.exception("order failed")
+        why = str(error) or "out of memory"
+        link.send({"kind": "failed", "error": f"drawing failed: {why}", "fix": ""})
+        return
+    link.send({"kind": "done", "seconds": time.monotonic() - started})
+
+
+def main() -> None:
+    """Serve the node on the descriptor given as the first argument, until it hangs up."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    link = ParentLink(int(sys.argv[1]))
+    os.nice(1)
+    easel = Easel()
+    try:
+        while True:
+            order = link.receive()
+            if order["kind"] == "draw":
+                _prepare_torch(int(str(order["threads"])))
+                carry_out(link, order, easel)
+    except ParentGoneError:
+        logger.info("the node is gone")
+
+
+def _prepare_torch(threads: int) -> None:
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    main()
