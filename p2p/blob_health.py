@@ -1,13 +1,16 @@
 """Reading blobs over to find the altered ones: on demand, and after the machine went down."""
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from p2p.blob_files import list_blobs, read_blob, storage_error, write_atomically
-from p2p.errors import BlobCorruptError, BlobMissingError
+from p2p.errors import BlobCorruptError, BlobMissingError, StorageError
 from p2p.ids import BlobId
+
+logger = logging.getLogger(__name__)
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _MARK: Final = "boot"
@@ -65,5 +68,8 @@ def remove_torn(root: Path, pinned: Collection[BlobId]) -> tuple[BlobId, ...]:
     except OSError as error:
         raise storage_error(error, f"read {mark}") from error
     _checked, removed = remove_altered(root, skip=pinned)
-    write_atomically(mark, [boot.encode()], is_durable=True)
+    try:
+        write_atomically(mark, [boot.encode()], is_durable=True)
+    except StorageError as error:  # a full disk must not keep the node from starting
+        logger.warning("the next start will read all unpinned blobs again: %s", error)
     return removed
