@@ -64,7 +64,7 @@ _SMALL_ORDER_Y: Final = frozenset(
         1,
         _FIELD_PRIME - 1,
         0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
-        0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7,
+        0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
     }
 )
 """y of the eight points of small order: under such a key anybody can make a valid signature."""
@@ -113,10 +113,7 @@ def pack(thing: object) -> bytes:
         EncodeError: if a field is not of its type, is NaN or infinite: `unpack` would refuse it.
         LimitError: if a `FileSet` or `RunManifest` would not fit one blob.
     """
-    try:
-        data = encode_plain(to_plain(thing))
-    except DecodeError as error:
-        raise EncodeError(str(error)) from error
+    data = encode_plain(to_plain(thing))
     if isinstance(thing, FileSet | RunManifest) and len(data) > CHUNK_SIZE:
         raise LimitError(f"{type(thing).__name__}: {len(data)} bytes do not fit one blob")
     return data
@@ -147,14 +144,13 @@ def seal(record: Record, identity: Identity, *, key: str, expires_at: float | No
     """
     try:
         _check_place(record, identity.peer, key, expires_at)
-        fields = to_plain(record)
     except DecodeError as error:
         raise EncodeError(str(error)) from error
     body = encode_plain(
         {
             "e": None if expires_at is None else float(expires_at),
             "k": key,
-            "r": fields,
+            "r": to_plain(record),
             "s": identity.public_key,
             "t": type(record).__name__,
             "v": ENVELOPE_VERSION,

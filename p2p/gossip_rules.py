@@ -16,7 +16,13 @@ from p2p.codec import Verified, check_envelope, open_signed
 from p2p.errors import ExpiredError, PeerError
 from p2p.host import Verdict
 from p2p.ids import PeerId, RunId
-from p2p.limits import GOSSIP_BURST, GOSSIP_MEMORY, MAX_GOSSIP_PER_PEER_PER_S, MAX_GOSSIP_SIZE
+from p2p.limits import (
+    GOSSIP_BURST,
+    GOSSIP_MEMORY,
+    MAX_CLOCK_SKEW_S,
+    MAX_GOSSIP_PER_PEER_PER_S,
+    MAX_GOSSIP_SIZE,
+)
 from p2p.records import KEY_PREFIX, Claim, ExpertAdvert, RouterAdvert
 
 R = TypeVar("R", Claim, ExpertAdvert, RouterAdvert)
@@ -69,7 +75,7 @@ class GossipRules(Generic[R]):
         burst: float = GOSSIP_BURST,
     ) -> None:
         self.topic = topic(run, _TOPIC_OF[kind])
-        self._kind = kind
+        self._kind: type[R] = kind
         self._rate_per_s = rate_per_s
         self._burst = burst
         self._seen: _Recent[bytes, Verdict] = _Recent(memory)
@@ -97,8 +103,11 @@ class GossipRules(Generic[R]):
         if known is not None:
             return known, None
         verdict, record = self._judge(sender, data, now)
-        self._seen.put(digest, Verdict.REJECT if verdict is Verdict.REJECT else Verdict.IGNORE)
-        return verdict, record
+        if verdict is Verdict.ACCEPT:
+            self._seen.put(digest, Verdict.IGNORE)
+        elif verdict is Verdict.REJECT:
+            self._seen.put(digest, Verdict.REJECT)
+        return verdict, record  # what is ignored is not remembered: the owner may yet send it
 
     def _allow(self, sender: PeerId, now: float) -> bool:
         """Take one message from the sender's allowance, which refills with time."""
@@ -119,12 +128,13 @@ class GossipRules(Generic[R]):
             return Verdict.IGNORE, None
         except PeerError:
             return Verdict.REJECT, None
-        if record.owner != sender:
+        issued_at = record.record.issued_at
+        if record.owner != sender or issued_at > now + MAX_CLOCK_SKEW_S:
             return Verdict.IGNORE, None
         newest = self._newest.get((record.owner, key))
-        if newest is not None and record.record.issued_at <= newest:
+        if newest is not None and issued_at <= newest:
             return Verdict.IGNORE, None
-        self._newest.put((record.owner, key), record.record.issued_at)
+        self._newest.put((record.owner, key), issued_at)
         return Verdict.ACCEPT, record
 
 

@@ -23,8 +23,8 @@ MAX_CHILD_FRAME_SIZE: Final = 4 * MIB
 MAX_DECODE_DEPTH: Final = 8
 """msgpack nesting: ~400 levels segfault hivemind's decoder; our deepest record has 5."""
 DECODE_BYTES_PER_ITEM: Final = 16
-"""A decoded value of n bytes may hold n/16 + 128 items: real ones hold one per 18 bytes or fewer,
-and 1 MiB of one-byte items would take a second and 70 MB to look at."""
+"""A decoded value of n bytes (counted up to one chunk) may hold n/16 + 128 items: a manifest holds
+one per 61 bytes, and 1 MiB of one-byte items would take 0.3 s and 70 MB to look at."""
 MAX_MANIFEST_FILES: Final = 2_000
 MAX_FILE_SIZE: Final = 16 * 1024 * MIB
 MAX_FILE_NAME: Final = 120

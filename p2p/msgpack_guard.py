@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import msgpack
 
 from p2p.errors import DecodeError, EncodeError, LimitError
-from p2p.limits import DECODE_BYTES_PER_ITEM, MAX_DECODE_DEPTH
+from p2p.limits import CHUNK_SIZE, DECODE_BYTES_PER_ITEM, MAX_DECODE_DEPTH
 
 Plain: TypeAlias = "bool | int | float | str | bytes | list[Plain] | dict[str, Plain] | None"
 
@@ -57,7 +57,9 @@ def decode_plain(data: bytes, *, max_size: int) -> Plain:
     except (ValueError, TypeError) as error:  # bad UTF-8, keys that are not text
         raise DecodeError(f"msgpack: {type(error).__name__}: {str(error)[:100]}") from error
     _check_values(plain)
-    if msgpack.packb(plain) != data:
+    packer = msgpack.Packer(autoreset=False, buf_size=len(data) + 1)  # no doubling, no copy
+    packer.pack(plain)
+    if packer.getbuffer() != data:
         raise DecodeError("msgpack: not in canonical form (a longer form, or a key twice)")
     return plain
 
@@ -79,7 +81,7 @@ def encode_plain(plain: Plain) -> bytes:
 def _scan(data: bytes) -> None:
     """Walk the structure without building it: depth, item count, lengths, no trailing bytes."""
     size = len(data)
-    budget = _SPARE_ITEMS + size // DECODE_BYTES_PER_ITEM
+    budget = _SPARE_ITEMS + min(size, CHUNK_SIZE) // DECODE_BYTES_PER_ITEM
     at = 0
     open_items = [1]  # items still to come at each level
     while open_items:

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Final, TypeVar
 
 from p2p import ids
-from p2p.errors import DecodeError
+from p2p.errors import DecodeError, EncodeError
 from p2p.limits import MAX_CLUSTERS
 from p2p.msgpack_guard import Plain
 
@@ -29,7 +29,7 @@ class _Shape:
     """How one type is read (`load`) and written (`dump`); `where` names the field in errors."""
 
     load: Callable[[Any, str], Any]
-    dump: Callable[[Any, str], Plain]
+    dump: Callable[[Any, str], Any]
 
 
 def from_plain(kind: type[T], plain: Plain) -> T:
@@ -47,11 +47,16 @@ def to_plain(thing: object) -> dict[str, Plain]:
     """The map of a dataclass's fields, keys in ascending order.
 
     Raises:
-        DecodeError: naming the field, if a value is not of its declared type.
+        EncodeError: naming the field, if a value is not of its declared type.
+        TypeError: if `thing` is no dataclass of the types supported here.
     """
-    plain = _shape_of(type(thing)).dump(thing, type(thing).__name__)
-    if not isinstance(plain, dict):
-        raise DecodeError(f"{type(thing).__name__} is not a dataclass")
+    kind = type(thing)
+    if not dataclasses.is_dataclass(kind):
+        raise TypeError(f"{kind.__name__} is not a dataclass")
+    try:
+        plain: dict[str, Plain] = _shape_of(kind).dump(thing, kind.__name__)
+    except DecodeError as error:
+        raise EncodeError(str(error)) from error
     return plain
 
 
