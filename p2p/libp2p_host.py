@@ -29,6 +29,7 @@ from p2p.host_guards import Subscription, open_plain_nursery, split_address
 from p2p.ids import PeerId, parse_peer_id
 from p2p.libp2p_gossip import GuardedPubsub, open_router
 from p2p.libp2p_guards import FailureLog, GuardedHost, quiet_libp2p_logs, run_service
+from p2p.libp2p_relay import CIRCUIT, STOP, RelayClient, RelayService
 from p2p.libp2p_settings import HostLimits, HostSettings
 from p2p.libp2p_stream import FOREIGN_ERRORS, LibP2PStream
 from p2p.libp2p_transport import (
@@ -59,6 +60,7 @@ class _Stack:
     swarm: GuardedSwarm
     host: GuardedHost
     pubsub: GuardedPubsub
+    relay: RelayClient
 
 
 class LibP2PHost:
@@ -86,7 +88,10 @@ class LibP2PHost:
 
     def listening(self) -> tuple[str, ...]:
         """Multiaddrs others can dial, each ending in `/p2p/<our id>`."""
-        return tuple(f"{address}/p2p/{self._peer}" for address in _dialable(self._listen))
+        addresses = _dialable(self._listen)
+        if self._stack is not None:
+            addresses += self._stack.relay.addresses()
+        return tuple(f"{address}/p2p/{self._peer}" for address in addresses)
 
     def connected(self) -> tuple[ConnectedPeer, ...]:
         """Live connections now; a peer connected twice is named once."""
@@ -109,6 +114,7 @@ class LibP2PHost:
         """Dial a multiaddr that ends in `/p2p/<id>`. Raises `TransportError` with the reason."""
         try:
             transport, peer = split_address(address)
+            relay = transport.removesuffix(CIRCUIT) if transport.endswith(CIRCUIT) else None
             target = Multiaddr(transport)
         except (DecodeError, ValueError) as error:
             raise TransportError(f"cannot dial {address[:200]!r}: {error}") from error
@@ -119,7 +125,11 @@ class LibP2PHost:
             return peer
         with trio.move_on_after(timeout_s):
             try:
-                await stack.swarm.dial_addr(target, ID.from_base58(peer))
+                if relay is None:
+                    await stack.swarm.dial_addr(target, ID.from_base58(peer))
+                else:
+                    await self.connect(relay, timeout_s=timeout_s)
+                    await stack.relay.dial(relay, ID.from_base58(peer))
             except FOREIGN_ERRORS as error:
                 raise TransportError(f"cannot reach {address}: {_root_cause(error)}") from error
             return peer
@@ -252,7 +262,10 @@ class LibP2PHost:
             listen = [await transport.bind(address) for address in self._listen]
             stack = self._build(transport)
             async with AsyncExitStack() as services:
-                for service in (stack.swarm, stack.pubsub, stack.pubsub.router):
+                own_services = [stack.swarm, stack.pubsub, stack.pubsub.router]
+                if self._settings.relay_service:
+                    own_services.append(RelayService(stack.host))
+                for service in own_services:
                     await services.enter_async_context(run_service(service, self._failures))
                 await stack.swarm.listen(*map(Multiaddr, listen))
                 await stack.pubsub.wait_until_ready()
@@ -260,6 +273,9 @@ class LibP2PHost:
                     stack.host.set_stream_handler(protocol, self._serve(protocol))
                 for subscription in self._subscriptions:
                     await stack.pubsub.rejoin(subscription)
+                for relay in self._settings.relays:
+                    stack.host.set_stream_handler(STOP, stack.relay.serve_stop)
+                    stack.swarm.manager.run_task(stack.relay.keep_reserved, relay)
                 self._listen = tuple(listen)
                 self._stack = stack
                 try:
@@ -299,7 +315,8 @@ class LibP2PHost:
             ),
         )
         host = GuardedHost(swarm, host_limits=own, counts=self.counts)
-        return _Stack(swarm, host, GuardedPubsub(host, open_router(), counts=self.counts))
+        pubsub = GuardedPubsub(host, open_router(), counts=self.counts)
+        return _Stack(swarm, host, pubsub, RelayClient(swarm, host, self._settings.relays))
 
 
 @asynccontextmanager
