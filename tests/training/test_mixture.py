@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,6 +17,7 @@ def tables() -> st.SearchStrategy[list[list[float]]]:
     return st.lists(row, min_size=1, max_size=4)
 
 
+@settings(max_examples=50, deadline=None)
 @given(tables(), st.sampled_from(list(Strategy)), st.floats(0, 1, exclude_max=True), st.data())
 def test_weights_sum_to_one_over_the_reachable_only(
     rows: list[list[float]], strategy: Strategy, uniform: float, data: st.DataObject

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
 def test_neighbouring_seeds_show_clusters_in_their_shares() -> None:
     uniforms = sorted(seed_uniform(seed) for seed in range(1000, 1008))
     assert all(0 <= uniform < 1 for uniform in uniforms)
-    assert max(b - a for a, b in zip(uniforms, uniforms[1:], strict=False)) < 0.24
+    assert max(b - a for a, b in pairwise(uniforms)) < 0.24
     assert seed_uniform(0) == 0
     assert seed_uniform(MAX_SEED) < 1
 
