@@ -1,8 +1,9 @@
 """Start the node in the foreground, and stop it: signals, the lock, and the lines of the start."""
 
+import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,8 +32,6 @@ from node.home import HomeLock, is_locked, prepare, read_api_file
 if TYPE_CHECKING:
     import trio
 
-GRACE_S: Final = 4.5
-"""A stop is graceful for so long, then children are ended; the whole stop takes under 5 s."""
 STOP_TIMEOUT_S: Final = 10.0
 """How long `paris-node stop` waits: twice what a stop may take."""
 
@@ -86,14 +85,12 @@ def start(options: Options, **flags: Any) -> None:  # noqa: ANN401
 
 def _run(config: Config, options: Options) -> None:
     """Run the node until it is stopped; its own errors come out as they were raised."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while the parts are imported
     import trio
 
     from node import app
 
-    node = partial(app.run, config, on_event=_Teller(config, options))
     try:
-        trio.run(run_until_signal, node)
+        trio.run(run_until_signal, partial(app.run, config, _Teller(config, options)))
     except BaseExceptionGroup as group:
         known, rest = group.split((NodeError, KeyboardInterrupt))
         if rest is not None or known is None:
@@ -106,39 +103,28 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-async def run_until_signal(node: Callable[..., Any]) -> None:
-    """Run `node(stop=...)`; the first SIGINT or SIGTERM sets `stop`, the second ends everything.
+async def run_until_signal(node: Callable[[], Awaitable[None]]) -> None:
+    """Run `node`; the first SIGINT or SIGTERM cancels it, another ends the process where it is.
 
-    A node that is still there `GRACE_S` after `stop` was set, by a signal or by its own API, is
-    cancelled.
-
-    Raises:
-        NodeError: `INTERRUPTED` after a second signal.
+    The node itself listens once it has something to put in order; before and after that, this does.
+    Its children end with it however it ends: their line to it closes.
     """
     import trio
 
-    stop = trio.Event()
+    scope = trio.CancelScope()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_listen, signals, stop)
-            nursery.start_soon(_cancel_after_grace, stop, nursery.cancel_scope)
-            await node(stop=stop)
+            nursery.start_soon(_obey, signals, scope)
+            with scope:
+                await node()
             nursery.cancel_scope.cancel()
 
 
-async def _listen(signals: Any, stop: "trio.Event") -> None:  # noqa: ANN401  # trio names no type
+async def _obey(signals: AsyncIterator[int], scope: "trio.CancelScope") -> None:
     async for _ in signals:
-        if stop.is_set():
-            raise NodeError(ErrorCode.INTERRUPTED, "Stopped at once, at the second signal.")
-        stop.set()
-
-
-async def _cancel_after_grace(stop: "trio.Event", scope: "trio.CancelScope") -> None:
-    import trio
-
-    await stop.wait()
-    await trio.sleep(GRACE_S)
-    scope.cancel()
+        if scope.cancel_called:
+            os._exit(ErrorCode.INTERRUPTED.exit_code)
+        scope.cancel()
 
 
 class _Teller:

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node.errors import ErrorCode, NodeError
+from node.http.limits import MAX_HEADER_BYTES
 from node.http.replies import error_reply
 
 OPEN_PATHS: Final = frozenset({"/livez", "/readyz"})
@@ -39,7 +40,7 @@ class Guard:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             return
-        problem = self._problem(scope["path"], Headers(scope=scope))
+        problem = _too_long(scope) or self._problem(scope["path"], Headers(scope=scope))
         if problem is None:
             await self._app(scope, receive, send)
             return
@@ -78,3 +79,13 @@ class Guard:
         scheme, _, token = authorizations[0].partition(" ")
         sent = token.strip().encode("utf-8", "replace")
         return scheme.lower() == "bearer" and hmac.compare_digest(sent, self._token)
+
+
+def _too_long(scope: Scope) -> tuple[int, NodeError] | None:
+    """h11 bounds a head that is incomplete; this one arrived whole, in one piece."""
+    size = len(scope["raw_path"]) + len(scope["query_string"])
+    size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if size <= MAX_HEADER_BYTES:
+        return None
+    message = f"The headers take {size} bytes, the limit is {MAX_HEADER_BYTES}."
+    return 431, NodeError(ErrorCode.USAGE, message)

@@ -109,9 +109,14 @@ async def _read_body(request: Request) -> bytes:
     if not announced.isdecimal() or int(announced[:19]) > MAX_BODY_BYTES:
         raise _too_long()
     body = bytearray()
+    has_more = True
     with trio.move_on_after(BODY_TIMEOUT_S) as deadline:
-        async for piece in request.stream():
-            body += piece
+        while has_more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            has_more = message.get("more_body", False)
             if len(body) > MAX_BODY_BYTES:
                 raise _too_long()
     if deadline.cancelled_caught:

@@ -1,9 +1,4 @@
-"""Serves the API on loopback, inside the node's own nursery, on hypercorn's trio protocol.
-
-hypercorn's accept loop is not used: it has no limit on connections, sends under a shield (a reader
-that takes nothing would hold up the node's stop), and leaves a connection's task waiting for ever
-when an answer is given before the body was read. Its `TCPServer`, one connection's protocol, is.
-"""
+"""Serves the API on loopback, inside the node's own nursery."""
 
 import errno
 import logging
@@ -13,9 +8,6 @@ from typing import Final, Protocol
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
 
 from node.api import NodeApi
 from node.errors import ErrorCode, NodeError
@@ -23,7 +15,6 @@ from node.http.connection import Connection
 from node.http.guard import Guard
 from node.http.limits import (
     BACKLOG,
-    HEADER_TIMEOUT_S,
     MAX_CONNECTIONS,
     MAX_HEADER_BYTES,
 )
@@ -81,7 +72,8 @@ async def serve_http(
     actual_port = listener.socket.getsockname()[1]
     server = _Server(ASGIWrapper(Guard(make_app(api), token=token, port=actual_port)))
     task_status.started(f"http://{f'[{host}]' if ':' in host else host}:{actual_port}")
-    await server.run(listener)
+    async with listener:
+        await trio.serve_listeners(server.handle, [listener])
 
 
 def _listen(host: str, port: int, *, fallback: bool) -> trio.SocketListener:
@@ -115,50 +107,40 @@ class _Server:
 
     def __init__(self, app: ASGIWrapper) -> None:
         self._app = app
-        self._connections: set[Connection] = set()
-        self._refused: set[Connection] = set()
-        self._context = WorkerContext(None)
+        self._open = 0
+        self._refused = 0
         self._config = HypercornConfig()
         self._config.h11_max_incomplete_size = MAX_HEADER_BYTES
-        self._config.keep_alive_timeout = HEADER_TIMEOUT_S
         self._config.errorlog = logging.getLogger("node.http.hypercorn")
         self._config.include_server_header = False
 
-    async def run(self, listener: trio.SocketListener) -> None:
-        """Accept until cancelled."""
-        async with listener, trio.open_nursery() as nursery:
-            nursery.start_soon(self._abort_all_on_cancel)
-            await trio.serve_listeners(self._handle, [listener], handler_nursery=nursery)
-
-    async def _abort_all_on_cancel(self) -> None:
+    async def handle(self, stream: trio.SocketStream) -> None:
+        """Serve one connection, if there is room for it."""
+        connection = Connection(stream, self._app, self._config)
         try:
-            await trio.sleep_forever()
-        finally:
-            for connection in self._connections | self._refused:
-                connection.abort()  # hypercorn sends under a shield: only this ends it
-
-    async def _handle(self, stream: trio.SocketStream) -> None:
-        connection = Connection(stream)
-        is_refused = len(self._connections) >= MAX_CONNECTIONS
-        if is_refused and len(self._refused) >= MAX_CONNECTIONS:
-            connection.abort()  # not even worth an explanation
-            return
-        group = self._refused if is_refused else self._connections
-        group.add(connection)
-        try:
-            if is_refused:
-                await connection.send_all(_BUSY)
-            else:
+            if self._open < MAX_CONNECTIONS:
                 await self._serve(connection)
-            await connection.linger()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client is gone, or the server stops
+            elif self._refused < MAX_CONNECTIONS:  # beyond these, not even an explanation
+                await self._refuse(connection)
+        except trio.BrokenResourceError:
+            pass  # the client is gone
         except Exception:  # guard around a foreign stack: one connection must not end the node
             logger.exception("an HTTP connection failed inside hypercorn; it is closed")
         finally:
-            group.discard(connection)
-            connection.abort()
+            stream.socket.close()
 
     async def _serve(self, connection: Connection) -> None:
-        with connection.scope:
-            await TCPServer(self._app, self._config, self._context, ConnectionState({}), connection)
+        self._open += 1
+        try:
+            await connection.serve()
+            await connection.close()
+        finally:
+            self._open -= 1
+
+    async def _refuse(self, connection: Connection) -> None:
+        self._refused += 1
+        try:
+            await connection.refuse(_BUSY)
+            await connection.close()
+        finally:
+            self._refused -= 1

@@ -2,8 +2,8 @@
 
 import base64
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,8 @@ class FakeNode:
         late_error: raised after the first progress event, if set.
         is_endless: `generate` never ends by itself.
         event_size: bytes of filler in each endless event.
+        png: the pictures it draws.
+        ended: set when a `generate` is over, however.
     """
 
     requests: list[Mapping[str, object]] = field(default_factory=list)
@@ -46,6 +48,8 @@ class FakeNode:
     event_size: int = 10
     is_stopped: bool = False
     on_stop: Callable[[], None] = lambda: None
+    png: bytes = PNG
+    ended: trio.Event = field(default_factory=trio.Event)
     training: Mapping[str, object] | None = field(
         default_factory=lambda: {
             "cluster": 3,
@@ -153,40 +157,41 @@ class FakeNode:
 
     async def generate(self, request: Mapping[str, object]) -> AsyncIterator[Json]:
         self.requests.append(request)
+        is_whole = False
+        try:
+            async with aclosing(self._generate(request)) as events:
+                async for event in events:
+                    yield event
+            is_whole = True
+        finally:
+            self.cancelled += not is_whole
+            self.ended.set()
+
+    async def _generate(self, request: Mapping[str, object]) -> AsyncGenerator[Json, None]:
         if self.generate_error is not None:
             raise self.generate_error
         experts = [{"cluster": 3, "cid": CID, "peer": OTHER_PEER, "weight": 0.75}]
         yield {"event": "route", "experts": experts}
-        steps = request["steps"] or 4
+        steps, count = request["steps"], request["n"]
         assert isinstance(steps, int)
+        assert isinstance(count, int)
         for step in range(1, steps + 1):
             yield {"event": "progress", "step": step, "steps": steps}
             if self.late_error is not None:
                 raise self.late_error
-        try:
-            while self.is_endless:
-                await trio.sleep(0.01)
-                yield {
-                    "event": "progress",
-                    "step": steps,
-                    "steps": steps,
-                    "x": "x" * self.event_size,
-                }
-        finally:
-            self.cancelled += self.is_endless
-        count = request["n"]
-        assert isinstance(count, int)
+        while self.is_endless:
+            await trio.sleep(0.01)
+            yield {"event": "progress", "step": steps, "steps": steps, "x": "x" * self.event_size}
         for index in range(count):
             yield {
                 "event": "image",
                 "index": index,
-                "png_base64": base64.b64encode(PNG).decode(),
+                "png_base64": base64.b64encode(self.png).decode(),
                 "receipt": {"seed": 7 + index, "prompt": request["prompt"]},
             }
-        seed = 7 if request["seed"] is None else request["seed"]
         yield {
             "event": "done",
-            "seed": seed,
+            "seed": 7 if request["seed"] is None else request["seed"],
             "strategy": request["strategy"],
             "sampler": request["sampler"],
             "where": "local",
