@@ -1,6 +1,8 @@
 """Nets of experts: diffusers' PixArt transformer, built from a preset's name."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import torch
@@ -34,9 +36,7 @@ class NetShape:
 
     def schema(self) -> dict[str, TensorSpec]:
         """Names, dtypes and shapes of the weights, without allocating them."""
-        with torch.device("meta"):
-            net = _construct(self)
-        return {name: spec_of(tensor) for name, tensor in net.state_dict().items()}
+        return dict(_schema(self))
 
     def parameters(self) -> int:
         """Number of trained numbers."""
@@ -80,6 +80,13 @@ def predict(net: nn.Module, x: Tensor, time: Tensor, text: TextStates) -> Tensor
         return_dict=False,
     )[0]
     return output
+
+
+@cache
+def _schema(shape: NetShape) -> Mapping[str, TensorSpec]:
+    with torch.device("meta"):
+        net = _construct(shape)
+    return {name: spec_of(tensor) for name, tensor in net.state_dict().items()}
 
 
 def _construct(shape: NetShape) -> nn.Module:

@@ -103,7 +103,7 @@ class Trainer:
             OSError: the disk refused; earlier saves are untouched.
         """
         if self._saved_samples != self.samples:
-            write_save(state_dir, self._snapshot(), self._config.keep_saves)
+            write_save(state_dir, self.snapshot(), self._config.keep_saves)
             self._saved_samples = self.samples
         return published_folder(state_dir, self.samples)
 
@@ -155,7 +155,8 @@ class Trainer:
             group["lr"] = lr
         return lr
 
-    def _snapshot(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
+        """Everything a save of this point holds; shares memory with the trainer."""
         config, run, number = self._config, self._run, self._cluster.number
         info = ExpertInfo(
             schema=SCHEMA,
