@@ -143,10 +143,13 @@ class NodeClient:
             with self._translated(silence_s):
                 wire.settimeout(self._patience(silence_s))
                 line = response.readline(MAX_LINE_BYTES)
-                answer = _parse(line) if line else None
-            if answer is None:
+                if not line.endswith(b"\n") and (
+                    line or response.length or not response.isclosed()
+                ):
+                    raise http.client.IncompleteRead(line)  # readline takes it for an end
+            if not line:
                 return
-            yield answer
+            yield _parse(line)
 
     def _patience(self, silence_s: float) -> float:
         left = silence_s if self._deadline is None else self._deadline - time.monotonic()
