@@ -130,11 +130,7 @@ class NodeClient:
         except TimeoutError as error:
             raise self._timed_out(silence_s) from error
         except (http.client.HTTPException, ConnectionError) as error:
-            raise NodeError(
-                ErrorCode.FAILED,
-                "The node went away, or failed, in the middle of its answer.",
-                "see why: paris-node logs",
-            ) from error
+            raise _broken_off() from error
 
     def _lines(
         self, response: http.client.HTTPResponse, wire: socket.socket, silence_s: float
@@ -143,10 +139,8 @@ class NodeClient:
             with self._translated(silence_s):
                 wire.settimeout(self._patience(silence_s))
                 line = response.readline(MAX_LINE_BYTES)
-                if not line.endswith(b"\n") and (
-                    line or response.length or not response.isclosed()
-                ):
-                    raise http.client.IncompleteRead(line)  # readline takes it for an end
+                if line and not line.endswith(b"\n"):
+                    raise http.client.IncompleteRead(line)
             if not line:
                 return
             yield _parse(line)
@@ -185,10 +179,14 @@ def _only(lines: Iterator[Json]) -> Json:
 
 
 def _events(lines: Iterator[Json]) -> Iterator[Json]:
+    kind: object = None
     for event in lines:
-        if event.get("event") == "error":
+        kind = event.get("event")
+        if kind == "error":
             raise _error_of(event)
         yield event
+    if kind != "done":  # http.client's readline takes a broken-off body for a whole one
+        raise _broken_off()
 
 
 def _failure(status: int, lines: Iterator[Json]) -> NodeError:
@@ -210,6 +208,14 @@ def _error_of(answer: Mapping[str, object]) -> NodeError:
         ErrorCode.of_label(str(error.get("code"))),
         str(error.get("message", "")),
         str(error.get("fix", "")),
+    )
+
+
+def _broken_off() -> NodeError:
+    return NodeError(
+        ErrorCode.FAILED,
+        "The node went away, or failed, in the middle of its answer.",
+        "see why: paris-node logs",
     )
 
 
