@@ -11,7 +11,8 @@ Among those that count, the owner has the most verified progress; ties fall to t
 
 The epoch is a fencing token and only that. A rival who bumps it while the incumbent renews gains
 nothing; a winner who sees a live record with a higher token raises its own above it (`p2p.claims`),
-so that a reader on the other side of a healed partition, who remembers that token, agrees again.
+so that a reader on the other side of a healed partition, who remembers that token, agrees again;
+a reader who alone remembers one says so by a released claim that bears it (`p2p.claims.witness`).
 (Rejected: "highest epoch wins" lets anybody steal; "a bump over a live claim is ignored" leaves two
 halves of a healed partition with two owners for good; the epoch in the tie-break can be ground.)
 
@@ -98,10 +99,15 @@ class Ownership:
     refused: tuple[Refused, ...]
     highest_epoch: int
     """To be remembered on disk: the highest token this reader has seen granted."""
-    next_epoch: int
-    """The token of a takeover: above every live one. Saturates at `MAX_EPOCH`."""
+    top_epoch: int
+    """The highest token on any live record, whether it counts or not; 0 if there is none."""
     unverified: tuple[BlobId, ...]
     """Checkpoints that live claims show and `Progress` does not know: worth fetching."""
+
+    @property
+    def next_epoch(self) -> int:
+        """The token of a takeover: above every one granted or live. Saturates at `MAX_EPOCH`."""
+        return next_epoch(max(self.highest_epoch, self.top_epoch))
 
     @property
     def owner(self) -> PeerId | None:
@@ -280,7 +286,7 @@ def _rank(
         rivals=tuple(ranked[1:]),
         refused=tuple(sorted(refused, key=lambda one: (one.because.name, one.claim.envelope))),
         highest_epoch=highest,
-        next_epoch=next_epoch(max([highest, *tokens])),
+        top_epoch=max(tokens, default=0),
         unverified=tuple(
             blob for blob in shown if blob is not None and blob not in progress.checkpoints
         ),

@@ -15,6 +15,7 @@ The loop (`node.claiming`), which alone knows the DHT, the clocks and the disk:
                 Hold:    train exactly the clusters in `train`, mark them `held.confirmed()`; wait
                          again_in_s (plus jitter); to 1
                 Idle:    wait again_in_s; to 1
+                before either wait, put what `witness(...)` returns, if anything; it holds nothing
 
 `Hold.train` names a cluster only after the claim was written, `settle_s` have passed and a reading
 begun after that shows it as ours: the settle phase. If reading fails, call decide with no views: it
@@ -79,6 +80,7 @@ __all__ = [
     "rendezvous",
     "resolve",
     "resolve_all",
+    "witness",
 ]
 
 _YIELD_WHEN_REFUSED: Final = {
@@ -118,6 +120,34 @@ def decide(
         if chosen is not None:
             return Publish(_first_claim(chosen, run, now, policy))
     return _hold(by_cluster, me, policy) if me.held else _idle(views, me, now, policy)
+
+
+def witness(
+    views: Sequence[ClusterView], me: Me, *, run: RunId, now: float, policy: ClaimPolicy
+) -> Claim | None:
+    """A released claim to put because only we remember a token that no live record bears.
+
+    After a partition an owner may go on with a token behind one that the other side granted to
+    somebody who has left since; then it counts with some readers and not with others, and cannot
+    know. Seeing ours it raises its own, and all agree again. Arguments as for `decide`.
+    """
+    held = {one.claim.cluster for one in me.held}
+    for view in views:
+        ownership = view.ownership
+        is_behind = any(one.because is RefusedBecause.STALE for one in ownership.refused)
+        if is_behind and ownership.top_epoch < ownership.highest_epoch and view.cluster not in held:
+            return Claim(
+                run=run,
+                cluster=view.cluster,
+                epoch=ownership.highest_epoch,
+                renewal=0,
+                samples=0,
+                checkpoint=None,
+                issued_at=now,
+                expires_at=now + policy.lease_s,
+                is_released=True,
+            )
+    return None
 
 
 def _reason_to_yield(
