@@ -89,6 +89,10 @@ class DhtClient:
         """Multiaddrs others can dial, each ending in `/p2p/<id>`; empty until first ready."""
         return self._addresses
 
+    def remembered_peers(self) -> tuple[str, ...]:
+        """Addresses of DHT nodes met so far, newest first: what the next child will call on."""
+        return self._known
+
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until the child serves.
 
@@ -339,13 +343,23 @@ async def open_dht(settings: DhtSettings) -> AsyncIterator[DhtClient]:
     Leaving stops the child and its p2pd in under 3 s.
     """
     client = DhtClient(settings)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.supervise)
-        nursery.start_soon(client.keep_records)
-        try:
-            yield client
-        finally:
-            nursery.cancel_scope.cancel()
+    raised: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.supervise)
+            nursery.start_soon(client.keep_records)
+            try:
+                yield client
+            except BaseException as error:
+                raised = error
+                raise
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if raised is None or group.exceptions != (raised,):
+            raise
+    if raised is not None:  # the block's own error, as if there were no nursery around it
+        raise raised
 
 
 def _stored(row: list[object]) -> StoredRecord:

@@ -36,7 +36,7 @@ from p2p.errors import (
 
 logger = logging.getLogger(__name__)
 
-GRACE_S: Final = 2.0
+GRACE_S: Final = 1.5
 """From the end of the socket to SIGTERM: the child stops p2pd in this time."""
 TERM_S: Final = 0.5
 """From SIGTERM to SIGKILL."""
@@ -85,18 +85,24 @@ class ChildLink:
         self._lost: str | None = None
 
     async def run(self) -> None:
-        """Move messages until the child closes its end or misbehaves; returns why, in the log.
+        """Move messages until the child closes its end or misbehaves.
 
         Raises:
             DecodeError, LimitError: if the child sent garbage.
         """
+        failure: DecodeError | LimitError | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
-                await self._read()
+                try:
+                    await self._read()
+                except (DecodeError, LimitError) as error:
+                    failure = error
                 nursery.cancel_scope.cancel()
         finally:
             self._lose("the swarm child went away")
+        if failure is not None:
+            raise failure
 
     async def request(
         self,
@@ -196,18 +202,16 @@ async def child_process(
         TransportError: if the program cannot be run.
     """
     ours, theirs = socket.socketpair()
-    with theirs:
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
         try:
-            process = await _spawn(theirs, log_path)
+            with theirs:
+                process = await _spawn(theirs, log_path)
         except OSError as error:
-            ours.close()
             raise TransportError(f"the swarm child cannot be run: {error}") from error
-    ours.setblocking(False)
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-    try:
-        yield process, stream
-    finally:
-        await _end(process, stream)
+        try:
+            yield process, stream
+        finally:
+            await _end(process, stream)
 
 
 async def _spawn(socket_end: socket.socket, log_path: Path | None) -> trio.Process:

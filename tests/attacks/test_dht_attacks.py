@@ -14,6 +14,8 @@ import trio
 from p2p.dht.client import DhtClient
 from p2p.dht.port import StoredRecord
 from p2p.dht.validator import key_hash
+from p2p.identity import Identity
+from p2p.limits import MAX_OWNERS_PER_KEY
 from tests.support.dht import (
     ALICE,
     BOB,
@@ -141,10 +143,6 @@ def subkey_in_other_bytes(key: str, victim: Sealed) -> tuple[bytes, bytes, Any]:
     return b"\xc5\x00\x20" + MALLORY.public_key, record.value, record.expires_at
 
 
-def empty_dictionary_replaces(key: str, victim: Sealed) -> tuple[bytes, bytes, Any]:
-    return WHOLE_DICTIONARY, dictionary([]), victim.expires_at + 1
-
-
 def dictionary(entries: list[tuple[bytes, bytes, float]]) -> bytes:
     body = msgpack.packb([float("inf"), float("inf"), [list(entry) for entry in entries]])
     return bytes(msgpack.packb(msgpack.ExtType(0x50, body)))
@@ -244,19 +242,24 @@ def test_nested_bomb_kills_nobody(arena: Arena, levels: int, place: str) -> None
     ],
 )
 def test_lying_replica_hides_no_record(arena: Arena, kind: int, value: bytes) -> None:
-    """A replica that claims an infinite expiry ends hivemind's own search at once."""
+    """A replica that claims an infinite expiry ends hivemind's own search at once.
+
+    Each lie needs a new liar: one that sends what does not decode is left alone for a while.
+    """
     key = arena.fresh_key()
     record = sealed(ALICE, key)
     arena.put(record)
-    for expires_at in ("inf", "nan"):
-        arena.hostile.ask(
-            "answer",
-            key=key_hash(key).hex(),
-            type=kind,
-            value=value.hex(),
-            expires_at=expires_at,
-        )
-        assert arena.found(key) == {record.value}
+    place = key_hash(key).hex()
+    reader = arena.reader.addresses()[0]
+    with hostile_node(reader, is_listed=True) as liar:
+        liar.ask("answer", key=place, type=kind, value=value.hex(), expires_at="inf")
+        assert liar.ask("ping", victim=peer_of(reader))["met"]
+
+        async def is_asked() -> bool:
+            assert await values(arena.reader, key) == {record.value}
+            return bool(liar.ask("told", key=place)["times"])
+
+        arena.portal.run(eventually, is_asked)
     arena.check_alive()
 
 
@@ -267,7 +270,7 @@ def test_oversized_requests_are_refused(arena: Arena) -> None:
     assert len(arena.hostile.ask("find", victim=victim, key=raw, times=64)["found"]) == 64
     assert "LimitError" in arena.hostile.ask("find", victim=victim, key=raw, times=65)["error"]
     record = sealed(MALLORY, key)
-    fields = {"subkey": packed(record.subkey), "value": record.value}
+    fields: dict[str, Any] = {"subkey": packed(record.subkey), "value": record.value}
     fields |= {"key": key_hash(key), "expires_at": record.expires_at}
     assert arena.hostile.store(victim, {**fields, "times": 256}) == [True] * 256
     assert "LimitError" in arena.hostile.store(victim, {**fields, "times": 257})["error"]
@@ -280,9 +283,10 @@ def test_node_that_chose_its_place_is_not_listed(arena: Arena) -> None:
     async def known() -> int:
         return await arena.reader.known_peers()
 
+    before = arena.portal.run(known)
     with hostile_node(arena.reader.addresses()[0], is_listed=False) as squatter:
         assert squatter.ask("ping", victim=peer_of(arena.reader.addresses()[0]))["met"]
-        before = arena.portal.run(known)
+        assert arena.portal.run(known) == before
     with hostile_node(arena.reader.addresses()[0], is_listed=True) as ordinary:
         assert ordinary.ask("ping", victim=peer_of(arena.reader.addresses()[0]))["met"]
 
@@ -293,9 +297,6 @@ def test_node_that_chose_its_place_is_not_listed(arena: Arena) -> None:
 
 
 def test_full_key_refuses_newcomers_and_keeps_owners(arena: Arena) -> None:
-    from p2p.identity import Identity
-    from p2p.limits import MAX_OWNERS_PER_KEY
-
     key = arena.fresh_key()
     record = sealed(ALICE, key)
     arena.put(record)

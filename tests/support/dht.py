@@ -1,4 +1,4 @@
-"""Envelopes of every honest and dishonest kind, DHT nodes on loopback, and a hostile hivemind node."""
+"""Envelopes honest and not, DHT nodes on loopback, and a hostile hivemind node."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import trio
 
@@ -78,7 +78,7 @@ async def values(store: Any, key: str = KEY) -> set[bytes]:
 async def eventually(check: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
     """Wait until `check` says yes; real processes give no other sign."""
     with trio.fail_after(timeout_s):
-        while not await check():
+        while not await check():  # noqa: ASYNC110
             await trio.sleep(0.05)
 
 
@@ -122,7 +122,7 @@ class Portal:
 
     def run(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Call an async function in the loop and wait for its result."""
-        return cast(T, trio.from_thread.run(function, *arguments, trio_token=self._token))
+        return trio.from_thread.run(function, *arguments, trio_token=self._token)
 
 
 @contextmanager

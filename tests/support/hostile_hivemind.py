@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 import tempfile
+from collections import Counter
 from typing import Any
 
 from p2p.dht.lean import prepare_hivemind
@@ -21,6 +22,7 @@ from hivemind.p2p import P2P, P2PContext, PeerID  # noqa: E402
 from hivemind.proto import dht_pb2  # noqa: E402
 
 crafted: dict[bytes, dht_pb2.FindResult] = {}
+told: Counter[bytes] = Counter()
 honest_find = DHTProtocol.rpc_find
 
 
@@ -31,6 +33,7 @@ async def lying_find(
     for key, result in zip(request.keys, response.results, strict=True):
         if key in crafted:
             result.CopyFrom(crafted[key])
+            told[key] += 1
     return response
 
 
@@ -63,6 +66,8 @@ async def perform(node: DHTNode, command: dict[str, Any]) -> dict[str, Any]:
                 expiration_time=float(command["expires_at"]),
             )
             return {}
+        case "told":
+            return {"times": told[bytes.fromhex(command["key"])]}
         case "ping":
             met = await node.protocol.call_ping(PeerID.from_base58(command["victim"]))
             return {"met": met is not None}
@@ -79,14 +84,14 @@ async def main(victim: str, is_listed: bool) -> None:
         )
         node_id = DHTID.generate(source=p2p.peer_id.to_bytes()) if is_listed else None
         node = await DHTNode.create(p2p=p2p, node_id=node_id)
-        print(json.dumps({"peer": p2p.peer_id.to_base58()}), flush=True)
+        print(json.dumps({"peer": p2p.peer_id.to_base58()}), flush=True)  # noqa: T201
         loop = asyncio.get_running_loop()
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             try:
                 answer = await perform(node, json.loads(line))
-            except Exception as error:  # the victim's refusal is what the test wants to see
+            except Exception as error:  # noqa: BLE001  # the victim's refusal is what the test wants to see
                 answer = {"error": repr(error)}
-            print(json.dumps(answer), flush=True)
+            print(json.dumps(answer), flush=True)  # noqa: T201
         await node.shutdown()
         await p2p.shutdown()
 
