@@ -189,7 +189,7 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, object]:
     try:
         with path.open("rb") as file:
             raw = file.read(CONFIG_FILE_MAX_BYTES + 1)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         if not must_exist:
             return {}
         raise NodeError(

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from node.cli.options import Options, global_options
-from node.cli.output import print_failure
+from node.cli.output import print_failure, wants_color
 from node.errors import ErrorCode, NodeError
 
 
@@ -137,8 +137,8 @@ class RootGroup(VerbGroup):
         self, name: str, arguments: list[str], options: Options, extra: dict[str, Any]
     ) -> None:
         extra.pop("standalone_mode", None)
-        color = False if os.environ.get("NO_COLOR") else None
-        with self.make_context(name, arguments, obj=options, color=color, **extra) as context:
+        context = self.make_context(name, arguments, obj=options, color=wants_color(), **extra)
+        with context:
             self.invoke(context)
 
 

@@ -108,7 +108,7 @@ def _training_text(training: Answer | None) -> str:
         return "not training"
     loss = training.get("loss")
     speed = training.get("samples_per_s")
-    return "   ".join(
+    return "  ".join(
         [
             f"cluster {training.get('cluster')}",
             f"step {count_text(training.get('step'))}",

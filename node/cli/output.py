@@ -1,6 +1,7 @@
 """What is printed: results on stdout, all else on stderr; JSON, or text aligned for 80 columns."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +9,11 @@ import click
 
 from node.api import SCHEMA
 from node.errors import NodeError
+
+
+def wants_color() -> bool | None:
+    """False if NO_COLOR is set (no-color.org); None lets click see whether it is a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def print_json(value: Mapping[str, object]) -> None:
@@ -24,9 +30,11 @@ def print_failure(error: NodeError, *, as_json: bool) -> int:
     if as_json:
         print_json({"schema": SCHEMA, "error": error.to_json()})
     else:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+        label = click.style("error:", fg="red", bold=True)
+        click.echo(f"{label} {error.message}", err=True, color=wants_color())
         if error.fix:
-            click.echo(f"{click.style('fix:', fg='green', bold=True)}   {error.fix}", err=True)
+            label = click.style("fix:", fg="green", bold=True)
+            click.echo(f"{label}   {error.fix}", err=True, color=wants_color())
     return error.code.exit_code
 
 

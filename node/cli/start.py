@@ -84,13 +84,17 @@ def start(options: Options, **flags: Any) -> None:  # noqa: ANN401
 
 
 def _run(config: Config, options: Options) -> None:
+    from node import app
+
+    run_to_the_end(partial(app.run, config, _Teller(config, options)))
+
+
+def run_to_the_end(node: Callable[[], Awaitable[None]]) -> None:
     """Run the node until it is stopped; its own errors come out as they were raised."""
     import trio
 
-    from node import app
-
     try:
-        trio.run(run_until_signal, partial(app.run, config, _Teller(config, options)))
+        trio.run(run_until_signal, node)
     except BaseExceptionGroup as group:
         known, rest = group.split((NodeError, KeyboardInterrupt))
         if rest is not None or known is None:
