@@ -8,59 +8,37 @@ it. Connections are lost then; who needs them dials again.
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
 from typing import Any
 
-import ifaddr
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
-from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
-from libp2p.security.noise.transport import Transport as NoiseTransport
 from multiaddr import Multiaddr
 
 from p2p.errors import DecodeError, PeerError, StreamClosedError, TransportError
 from p2p.host import ConnectedPeer, GossipMessage, Stream, StreamHandler, TopicValidator
 from p2p.host_guards import Subscription, open_plain_nursery, split_address
 from p2p.ids import PeerId, parse_peer_id
-from p2p.libp2p_gossip import GuardedPubsub, open_router
-from p2p.libp2p_guards import FailureLog, GuardedHost, quiet_libp2p_logs, run_service
-from p2p.libp2p_relay import CIRCUIT, STOP, RelayClient, RelayService
+from p2p.libp2p_addresses import dialable, is_loopback
+from p2p.libp2p_discovery import Announcement, announce_and_browse
+from p2p.libp2p_guards import FailureLog, quiet_libp2p_logs
+from p2p.libp2p_muxer import bound_yamux_windows
+from p2p.libp2p_relay import CIRCUIT
 from p2p.libp2p_settings import HostLimits, HostSettings
+from p2p.libp2p_stack import Stack, build_stack, run_stack
 from p2p.libp2p_stream import FOREIGN_ERRORS, LibP2PStream
-from p2p.libp2p_transport import (
-    Gate,
-    GuardedSwarm,
-    GuardedTCP,
-    GuardedUpgrader,
-    bound_yamux_windows,
-)
+from p2p.libp2p_transport import Gate, GuardedTCP
 
 __all__ = ["HostLimits", "HostSettings", "LibP2PHost", "open_host"]
 
 logger = logging.getLogger(__name__)
 
 _LEAVE_TIMEOUT_S = 3.0
-_DROP_TIMEOUT_S = 2.0
-_FLUSH_TIMEOUT_S = 0.5
+_MAX_DISCOVERED = 64
 _RESTART_MIN_S = 0.2
 _RESTART_MAX_S = 30.0
 _STABLE_AFTER_S = 60.0
-_ANY_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104 (compared, not bound)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stack:
-    """One life of py-libp2p's services."""
-
-    swarm: GuardedSwarm
-    host: GuardedHost
-    pubsub: GuardedPubsub
-    relay: RelayClient
 
 
 class LibP2PHost:
@@ -73,7 +51,8 @@ class LibP2PHost:
         self._handlers: dict[str, StreamHandler] = {}
         self._listen = settings.listen
         self._subscriptions: tuple[Subscription, ...] = ()
-        self._stack: _Stack | None = None
+        self._stack: Stack | None = None
+        self._discovered_send, self._discovered = trio.open_memory_channel[str](_MAX_DISCOVERED)
         self._leaving = trio.Event()
         self._left = trio.Event()
         self._life = trio.CancelScope(shield=True)
@@ -88,7 +67,7 @@ class LibP2PHost:
 
     def listening(self) -> tuple[str, ...]:
         """Multiaddrs others can dial, each ending in `/p2p/<our id>`."""
-        addresses = _dialable(self._listen)
+        addresses = dialable(self._listen)
         if self._stack is not None:
             addresses += self._stack.relay.addresses()
         return tuple(f"{address}/p2p/{self._peer}" for address in addresses)
@@ -97,12 +76,7 @@ class LibP2PHost:
         """Live connections now; a peer connected twice is named once."""
         if self._stack is None:
             return ()
-        found: dict[PeerId, ConnectedPeer] = {}
-        for connection in self._stack.swarm.get_connections():
-            if not connection.is_closed:
-                described = _describe(connection)
-                found.setdefault(described.peer, described)
-        return tuple(found.values())
+        return self._stack.connected()
 
     def set_handler(self, protocol: str, handler: StreamHandler) -> None:
         """Serve a protocol. The handler runs in its own task; an error it lets out resets."""
@@ -138,7 +112,7 @@ class LibP2PHost:
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to a peer."""
         if self._stack is not None:
-            await _drop(self._stack.swarm.get_connections(ID.from_base58(peer)))
+            await self._stack.drop(ID.from_base58(peer))
 
     @asynccontextmanager
     async def open_stream(
@@ -183,6 +157,17 @@ class LibP2PHost:
             finally:
                 self._left.set()
 
+    def discovered(self) -> trio.MemoryReceiveChannel[str]:
+        """Addresses of nodes of our run that LAN discovery hears of; bounded, newest dropped."""
+        return self._discovered
+
+    async def discover(self) -> None:
+        """Announce on the LAN and listen, until cancelled; `open_host` calls it."""
+        addresses = self.listening()
+        outside = tuple(a for a in addresses if not is_loopback(a.split("/")[2]))
+        announcement = Announcement(self._peer, self._settings.run, outside or addresses)
+        await announce_and_browse(announcement, self._discovered_send, self.counts)
+
     async def leave(self) -> None:
         """Stop; returns when sockets are closed and tasks have ended, or after 3 s."""
         self._leaving.set()
@@ -213,7 +198,7 @@ class LibP2PHost:
                 await self._leaving.wait()
             delay_s = min(2 * delay_s, _RESTART_MAX_S)
 
-    def _running(self) -> _Stack:
+    def _running(self) -> Stack:
         if self._stack is None:
             raise TransportError("the network part is starting again; try later")
         return self._stack
@@ -260,63 +245,21 @@ class LibP2PHost:
         transport = GuardedTCP(Gate(self._settings.limits, self.counts))
         try:
             listen = [await transport.bind(address) for address in self._listen]
-            stack = self._build(transport)
-            async with AsyncExitStack() as services:
-                own_services = [stack.swarm, stack.pubsub, stack.pubsub.router]
-                if self._settings.relay_service:
-                    own_services.append(RelayService(stack.host))
-                for service in own_services:
-                    await services.enter_async_context(run_service(service, self._failures))
-                await stack.swarm.listen(*map(Multiaddr, listen))
-                await stack.pubsub.wait_until_ready()
+            stack = build_stack(self._settings, self._key_pair, transport, self.counts)
+            async with run_stack(stack, self._settings, listen, self._failures):
                 for protocol in self._handlers:
                     stack.host.set_stream_handler(protocol, self._serve(protocol))
                 for subscription in self._subscriptions:
                     await stack.pubsub.rejoin(subscription)
-                for relay in self._settings.relays:
-                    stack.host.set_stream_handler(STOP, stack.relay.serve_stop)
-                    stack.swarm.manager.run_task(stack.relay.keep_reserved, relay)
                 self._listen = tuple(listen)
                 self._stack = stack
                 try:
                     yield
-                    await stack.pubsub.flush(_FLUSH_TIMEOUT_S)
                 finally:
                     self._stack = None
                     self._subscriptions = stack.pubsub.subscriptions()
-                    for connection in stack.swarm.get_connections():
-                        connection.muxed_conn.abort()
         finally:
             transport.close_all()
-
-    def _build(self, transport: GuardedTCP) -> _Stack:
-        own = self._settings.limits
-        noise = NoiseTransport(
-            self._key_pair, noise_privkey=create_new_x25519_key_pair().private_key
-        )
-        peer_store = PeerStore()
-        peer_store.add_key_pair(ID.from_base58(self._peer), self._key_pair)
-        swarm = GuardedSwarm(
-            ID.from_base58(self._peer),
-            peer_store,
-            GuardedUpgrader({NOISE_PROTOCOL_ID: noise}, own),
-            [transport],
-            RetryConfig(max_retries=0),  # who dials decides when to dial again
-            ConnectionConfig(
-                max_connections=own.max_connections,
-                min_connections=0,  # nor does py-libp2p dial by itself
-                low_watermark=0,
-                high_watermark=own.max_connections,
-                max_connections_per_peer=2,  # two nodes that dial each other at once
-                inbound_upgrade_timeout=own.upgrade_timeout_s,
-                outbound_upgrade_timeout=own.upgrade_timeout_s,
-                inbound_stream_protocol_negotiation_timeout=own.upgrade_timeout_s,
-                outbound_stream_protocol_negotiation_timeout=own.upgrade_timeout_s,
-            ),
-        )
-        host = GuardedHost(swarm, host_limits=own, counts=self.counts)
-        pubsub = GuardedPubsub(host, open_router(), counts=self.counts)
-        return _Stack(swarm, host, pubsub, RelayClient(swarm, host, self._settings.relays))
 
 
 @asynccontextmanager
@@ -332,34 +275,12 @@ async def open_host(settings: HostSettings) -> AsyncIterator[LibP2PHost]:
     async with open_plain_nursery() as nursery:
         try:
             await nursery.start(host.run)
+            if settings.lan_discovery:
+                nursery.start_soon(host.discover)
             yield host
         finally:
             await host.leave()
             nursery.cancel_scope.cancel()
-
-
-async def _drop(connections: list[Any]) -> None:
-    """Cut connections, and wait until py-libp2p has cleaned up after them (bounded)."""
-    for connection in connections:
-        connection.muxed_conn.abort()
-    with trio.move_on_after(_DROP_TIMEOUT_S):
-        async with trio.open_nursery() as nursery:
-            for connection in connections:
-                nursery.start_soon(connection.close)
-                nursery.start_soon(connection.muxed_conn.event_closed.wait)
-
-
-def _describe(connection: Any) -> ConnectedPeer:  # noqa: ANN401
-    addresses = connection.get_transport_addresses()
-    address = str(addresses[0]) if addresses else ""
-    rtt_s = connection.muxed_conn.rtt()
-    return ConnectedPeer(
-        peer=parse_peer_id(str(connection.muxed_conn.peer_id)),
-        address=address,
-        is_outbound=bool(connection.muxed_conn.is_initiator),
-        is_relayed="/p2p-circuit" in address,
-        rtt_s=rtt_s or None,
-    )
 
 
 def _single(error: Exception) -> Exception:
@@ -375,24 +296,3 @@ def _root_cause(error: BaseException) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     return str(cause) or type(cause).__name__
-
-
-def _dialable(addresses: tuple[str, ...]) -> list[str]:
-    """Listen addresses with 0.0.0.0 and :: spelled out as this machine's addresses."""
-    found: list[str] = []
-    for address in addresses:
-        _, family, host, rest = address.split("/", 3)
-        hosts = _own_addresses(is_ipv6=family == "ip6") if host in _ANY_ADDRESSES else [host]
-        found += [f"/{family}/{own}/{rest}" for own in hosts]
-    return found
-
-
-def _own_addresses(*, is_ipv6: bool) -> list[str]:
-    """Addresses of this machine, those that others can reach first, link-local ones left out."""
-    found = []
-    for adapter in ifaddr.get_adapters():
-        for ip in adapter.ips:
-            address = ip.ip[0] if ip.is_IPv6 else ip.ip
-            if ip.is_IPv6 == is_ipv6 and not str(address).startswith(("fe80", "169.254")):
-                found.append(str(address))
-    return sorted(found, key=lambda address: address.startswith("127.") or address == "::1")
