@@ -196,6 +196,13 @@ def test_blob_that_landed_counts_once(store: BlobStore, tmp_path: Path) -> None:
             pass
 
 
+def test_reservation_shrinks_by_what_its_holder_wrote(store: BlobStore) -> None:
+    with store.reserve(8 * CHUNK_SIZE) as reservation:
+        reservation.landed(store.put(bytes(CHUNK_SIZE)), CHUNK_SIZE)
+        usage = store.usage()
+        assert (usage.used, usage.reserved) == (CHUNK_SIZE, 7 * CHUNK_SIZE)
+
+
 def test_files_are_refused_before_the_first_byte(tmp_path: Path) -> None:
     store = BlobStore.open(tmp_path / "s", quota_bytes=CHUNK_SIZE, floor_bytes=0)
     (tmp_path / "big").write_bytes(bytes(CHUNK_SIZE + 1))
@@ -325,6 +332,14 @@ def test_torn_blobs_are_removed_after_a_power_cut_but_not_after_a_kill(store: Bl
     assert BlobStore.open(store.root).has(blob)
     (store.root / "boot").write_text("an earlier boot")
     assert not BlobStore.open(store.root).has(blob)
+
+
+def test_pinned_blobs_are_not_read_again_after_a_reboot(store: BlobStore) -> None:
+    pinned = store.put(b"pinned, so on the disk")
+    store.pin(pinned, "kept")
+    _alter(store, pinned)
+    (store.root / "boot").write_text("an earlier boot")
+    assert BlobStore.open(store.root).has(pinned)  # `verify` and every read find it
 
 
 def test_temps_of_the_dead_are_swept_and_of_the_living_left(store: BlobStore) -> None:

@@ -137,8 +137,8 @@ def test_liar_alone_leaves_nothing_wrong_on_disk(lie: str, tmp_path: Path) -> No
     assert all_there(tmp_path / "b", tuple((blob, 0) for blob in kept))
 
 
-def test_bad_blob_at_the_end_of_the_stream_still_names_the_liar(tmp_path: Path) -> None:
-    wanted = random_blobs(tmp_path / "a", 1)
+def test_bad_blob_just_before_the_stream_ends_still_names_the_liar(tmp_path: Path) -> None:
+    wanted = random_blobs(tmp_path / "a", MIN_WINDOW)
 
     async def one_bad_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
@@ -397,6 +397,7 @@ def test_reader_that_takes_nothing_is_cut_off(
         ours.send(Asking().ask(wanted))
         async with asyncio.timeout(5):
             await serve_stream(tmp_path / "a", "p", *streams, gate)
+        assert streams[1].transport.get_write_buffer_size() == 0  # given up, not still sending
         ours.close()
 
     asyncio.run(main())
