@@ -170,8 +170,14 @@ class Ensemble:
         """Who would draw `plan`, judged by the captions alone."""
         table = self._prior.probabilities(plan.captions)
         uniforms = torch.tensor([seed_uniform(seed) for seed in plan.seeds])
+        options = plan.options
         mixture = mix(
-            table, self._prior.clusters, self.clusters, plan.options.strategy, uniforms.double()
+            table,
+            self._prior.clusters,
+            self.clusters,
+            options.strategy,
+            uniforms.double(),
+            options.focus,
         )
         return Route(mixture.shares(), mixture.dropped)
 

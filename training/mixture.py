@@ -65,6 +65,7 @@ def mix(
     reachable: Collection[int],
     strategy: Strategy,
     uniforms: Tensor,
+    focus: float = 0.0,
 ) -> Mixture:
     """Weights of the reachable experts under `strategy`.
 
@@ -74,6 +75,7 @@ def mix(
         reachable: clusters whose expert answers now; others are dropped and renormalised away.
         strategy: how to choose among the reachable.
         uniforms: [B] in [0, 1), the one random number of each picture; only `sticky` uses it.
+        focus: in 0..1; `sticky` leaves out experts below this part of the best one's probability.
 
     Raises:
         NoExpertError: if no cluster of the table is reachable.
@@ -89,15 +91,17 @@ def mix(
         for cluster, share, here in zip(clusters, lost.tolist(), is_reachable, strict=True)
         if not here
     }
-    weights = choose(_renormalised(table, is_reachable), strategy, uniforms)
+    weights = choose(_renormalised(table, is_reachable), strategy, uniforms, focus)
     return Mixture(tuple(clusters), weights, dropped)
 
 
-def choose(probabilities: Tensor, strategy: Strategy, uniforms: Tensor) -> Tensor:
+def choose(
+    probabilities: Tensor, strategy: Strategy, uniforms: Tensor, focus: float = 0.0
+) -> Tensor:
     """Turn probabilities [B, E] (rows sum to 1) into weights [B, E] (rows sum to 1)."""
     match strategy:
         case Strategy.STICKY:
-            return one_hot(draw(probabilities, uniforms), probabilities.shape[1])
+            return one_hot(draw(probabilities, uniforms, focus), probabilities.shape[1])
         case Strategy.TOP1:
             return one_hot(probabilities.argmax(dim=1), probabilities.shape[1])
         case Strategy.TOP2:
@@ -106,13 +110,14 @@ def choose(probabilities: Tensor, strategy: Strategy, uniforms: Tensor) -> Tenso
             return _keep_largest(probabilities, probabilities.shape[1])
 
 
-def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+def draw(probabilities: Tensor, uniforms: Tensor, focus: float = 0.0) -> Tensor:
     """Inverse-transform draw of one column per row: [B, E], [B] in [0, 1) -> [B] int64.
 
-    Never draws a column of probability below `MIN_WEIGHT`: an expert that hardly saw such data
-    would spoil one picture in a thousand for nothing.
+    Never draws a column of probability below `MIN_WEIGHT`, nor below `focus` times the row's
+    largest: an expert that hardly saw such data draws it badly.
     """
-    kept = torch.where(probabilities < MIN_WEIGHT, 0.0, probabilities)
+    least = (focus * probabilities.amax(dim=1, keepdim=True)).clamp_min(MIN_WEIGHT)
+    kept = torch.where(probabilities < least, 0.0, probabilities)
     edges = kept.cumsum(dim=1)
     target = uniforms.to(edges.dtype)[:, None] * edges[:, -1:]
     columns = torch.searchsorted(edges, target, right=True).squeeze(1)

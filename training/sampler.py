@@ -169,8 +169,8 @@ class _State:
         return {cluster: used / total for cluster, used in pairs if used}
 
     def _mix(self, table: Tensor) -> Mixture:
-        clusters = self.routes.clusters
-        return mix(table, clusters, self.reachable, self.plan.options.strategy, self._uniforms)
+        clusters, options = self.routes.clusters, self.plan.options
+        return mix(table, clusters, self.reachable, options.strategy, self._uniforms, options.focus)
 
 
 def _evaluate(

@@ -71,6 +71,18 @@ def test_sticky_draws_clusters_in_their_shares() -> None:
     assert torch.bincount(columns).tolist() == [600, 300, 100]
 
 
+@pytest.mark.parametrize(("focus", "kept"), [(0.0, 3), (0.16, 3), (0.17, 2), (0.5, 2), (1.0, 1)])
+def test_focus_leaves_out_experts_far_below_the_best(focus: float, kept: int) -> None:
+    uniforms = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    assert len(draw(TABLE[:1].expand(100, 3), uniforms, focus).unique()) == kept
+
+
+def test_focus_looks_at_the_best_expert_that_is_reachable() -> None:
+    table = torch.tensor([[0.9, 0.08, 0.02]], dtype=torch.float64)
+    mixture = mix(table, CLUSTERS, {3, 5}, Strategy.STICKY, HALF[:1], 0.4)
+    assert mixture.weights.tolist() == [[0, 1, 0]]
+
+
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_draw_never_picks_an_impossible_column(uniform: float) -> None:
     table = torch.tensor([[0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)

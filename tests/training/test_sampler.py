@@ -121,7 +121,7 @@ def test_neighbouring_seeds_show_clusters_in_their_shares() -> None:
 
 
 def test_sticky_keeps_one_expert_per_picture() -> None:
-    found, asked = drive(a_plan(), routes_of(*[[0.5, 0.3, 0.2]] * 4), by_cluster)
+    found, asked = drive(a_plan(focus=0), routes_of(*[[0.5, 0.3, 0.2]] * 4), by_cluster)
     assert all(len(set(found.latents[i].round().flatten().tolist())) == 1 for i in range(4))
     first = [(query.cluster, query.rows.tolist()) for query in asked[0]]
     assert all([(q.cluster, q.rows.tolist()) for q in queries] == first for queries in asked)
@@ -241,6 +241,8 @@ def test_sticky_asks_the_router_once() -> None:
         {"steps": 0},
         {"steps": MAX_STEPS + 1},
         {"guidance": -0.1},
+        {"focus": -0.1},
+        {"focus": 1.1},
         {"guidance": MAX_GUIDANCE + 0.1},
         {"guidance": math.nan},
     ],
