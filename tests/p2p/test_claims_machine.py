@@ -188,4 +188,4 @@ def profile() -> settings:
 
 @pytest.mark.slow
 def test_claims_hold_under_churn() -> None:
-    run_state_machine_as_test(Claiming, settings=profile())  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Claiming, settings=profile())
