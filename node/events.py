@@ -23,7 +23,7 @@ class StorageReady:
 
 @dataclass(frozen=True, slots=True)
 class NetworkReady:
-    """Both network parts listen. `nat` is what is known: "private, relay OK", "unknown"..."""
+    """Both network parts listen. `nat` says how others reach us: "NAT: private, relay OK"."""
 
     peers: int
     direct: int

@@ -11,10 +11,10 @@ from node.cli.options import Options, pass_options
 from node.cli.output import (
     count_text,
     duration_text,
+    owner_text,
     print_fields,
     print_json,
     print_table,
-    short_id,
     size_text,
 )
 from node.cli.progress import Progress
@@ -54,7 +54,7 @@ def find(options: Options, cluster: int | None) -> None:
     rows = [
         (
             str(expert.get("cluster")),
-            short_id(expert.get("owner"), whole=options.verbose),
+            owner_text(expert, whole=options.verbose),
             count_text(expert.get("epoch")),
             count_text(expert.get("step")),
             count_text(expert.get("samples")),
@@ -94,7 +94,7 @@ def show(options: Options, cid: str) -> None:
         return
     loss = answer.get("loss")
     files = [
-        f"{entry.get('path', '?')}   {size_text(entry.get('bytes'))}"
+        f"{entry.get('name', '?')}   {size_text(entry.get('bytes'))}"
         if isinstance(entry, Mapping)
         else str(entry)
         for entry in answer.get("files") or []

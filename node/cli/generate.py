@@ -35,7 +35,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
     metavar="FILE",
     help="PNG to write; several become FILE-1, FILE-2...",
 )
-@click.option("-n", "n", type=click.IntRange(1, 16), default=1, metavar="N", help="Pictures.")
+@click.option("-n", "n", type=click.IntRange(1, 1024), default=1, metavar="N", help="Pictures.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Same seed, same picture."
 )
@@ -82,15 +82,13 @@ def generate(options: Options, *, output: Path | None, explain: bool, **request:
             | {key: done.get(key) for key in kept}
         )
         return
-    for index, path in enumerate(album.saved):
-        receipt = (
-            f"   receipt {path}.json"
-            if path.with_name(f"{path.name}.json") in album.receipts
-            else ""
-        )
-        seed = f"   seed {done.get('seed')}" if index == 0 else ""
-        seconds = f"   {duration_text(done.get('seconds'))}" if index == 0 else ""
-        click.echo(f"saved   {path}{seed}{seconds}{receipt}")
+    for path in album.saved:
+        receipt = _receipt_path(path)
+        is_kept = receipt in album.receipts
+        click.echo(f"saved   {path}" + (f"   receipt {receipt}" if is_kept else ""))
+    if not options.quiet:
+        seconds = duration_text(done.get("seconds"))
+        click.echo(f"drawn   {done.get('where')}   seed {done.get('seed')}   {seconds}")
 
 
 class _Album:

@@ -1,17 +1,19 @@
 """What the node is and sees: status, id, peers, clusters."""
 
+import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from node.api import SCHEMA
 from node.cli.command import VerbCommand
-from node.cli.options import Options, pass_options
+from node.cli.options import Options, pass_options, until_interrupted
 from node.cli.output import (
     count_text,
     duration_text,
+    owner_text,
     print_fields,
     print_json,
     print_table,
@@ -19,6 +21,9 @@ from node.cli.output import (
     size_text,
 )
 from node.errors import ErrorCode, NodeError
+
+if TYPE_CHECKING:
+    from node.client import NodeClient
 
 Answer = Mapping[str, Any]
 """An answer of the API; printing reads it leniently, since the node may be a newer version."""
@@ -45,18 +50,23 @@ Answer = Mapping[str, Any]
 def status(options: Options, watch: bool, every: float) -> None:
     """The node on one screen: network, cluster, training, storage."""
     client = options.client()
-    deadline = None if options.timeout is None else time.monotonic() + options.timeout
-    while True:
-        answer = client.get("/api/v1/status")
-        if options.json:
-            print_json(answer)
-        else:
-            if watch:
-                click.clear()
-            _print_status(answer, options)
-        if not watch or (deadline is not None and time.monotonic() + every > deadline):
-            return
-        time.sleep(every)
+    deadline = math.inf if options.timeout is None else time.monotonic() + options.timeout
+    with until_interrupted():
+        while True:
+            _look(client, options, clears=watch)
+            if not watch or time.monotonic() + every > deadline:
+                return
+            time.sleep(every)
+
+
+def _look(client: "NodeClient", options: Options, *, clears: bool) -> None:
+    answer = client.get("/api/v1/status")
+    if options.json:
+        print_json(answer)
+        return
+    if clears:
+        click.clear()
+    _print_status(answer, options)
 
 
 def _print_status(answer: Answer, options: Options) -> None:
@@ -73,7 +83,7 @@ def _print_status(answer: Answer, options: Options) -> None:
             ("run", f"{run_name}   {run}" if run_name else run),
             ("network", _network_text(answer)),
             ("listening", "\n".join(answer.get("listening") or ["nowhere"])),
-            ("claims", _claims_text(answer.get("claims") or [])),
+            ("claims", _claims_text(answer)),
             ("training", _training_text(answer.get("training"))),
             ("storage", _storage_text(answer.get("storage") or {})),
             ("experts", _experts_text(answer.get("experts_held"))),
@@ -90,12 +100,16 @@ def _network_text(answer: Answer) -> str:
             text += f" ({network['direct']} direct, {network['relayed']} relayed)"
         if network.get("nat"):
             text += f"   NAT: {network['nat']}"
+    elif isinstance(network, str) and network:
+        text = network if network.startswith(text) else f"{text}   {network}"
     return text
 
 
-def _claims_text(claims: list[Answer]) -> str:
+def _claims_text(answer: Answer) -> str:
+    claims = answer.get("claims")
     if not claims:
-        return "none"
+        note = answer.get("claim_note")
+        return f"none: {note}" if note else "none"
     return "\n".join(
         f"cluster {claim.get('cluster')}   epoch {claim.get('epoch')}"
         f"   lease {duration_text(claim.get('expires_in_s'))}"
@@ -106,13 +120,14 @@ def _claims_text(claims: list[Answer]) -> str:
 def _training_text(training: Answer | None) -> str:
     if not training:
         return "not training"
-    loss = training.get("loss")
+    loss, samples, budget = training.get("loss"), training.get("samples"), training.get("budget")
+    share = f" of {budget:,}" if isinstance(budget, int) else ""
     speed = training.get("samples_per_s")
     return "  ".join(
         [
             f"cluster {training.get('cluster')}",
             f"step {count_text(training.get('step'))}",
-            f"{count_text(training.get('samples'))} samples",
+            f"{count_text(samples)}{share} samples",
             f"loss {loss:.4f}" if isinstance(loss, (int, float)) else "loss -",
             f"{speed:.0f} samples/s" if isinstance(speed, (int, float)) else "",
         ]
@@ -233,9 +248,7 @@ def clusters(options: Options) -> None:
 def _cluster_row(cluster: Answer, options: Options) -> tuple[str, ...]:
     owner = "-"
     if cluster.get("owner"):
-        owner = str(cluster.get("owner_name") or "")
-        if options.verbose or not owner:
-            owner = short_id(cluster["owner"], whole=options.verbose)
+        owner = owner_text(cluster, whole=options.verbose)
         if cluster.get("mine"):
             owner += " (this node)"
     samples, budget = cluster.get("samples"), cluster.get("budget")

@@ -8,7 +8,7 @@ import click
 
 from node.api import SCHEMA
 from node.cli.command import VerbCommand, VerbGroup
-from node.cli.options import Options, pass_options
+from node.cli.options import Options, pass_options, until_interrupted
 from node.cli.output import print_fields, print_json, print_table
 from node.config import SETTINGS, Config
 from node.errors import ErrorCode, NodeError
@@ -81,7 +81,9 @@ def logs(options: Options, follows: bool, lines: int) -> None:
 
     for line in last:
         show(line)
-    if follows:
+    if not follows:
+        return
+    with until_interrupted():
         for line in follow(log_file, position):
             show(line)
 

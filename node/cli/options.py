@@ -1,7 +1,8 @@
 """What holds for every command: --json, -q, -v, --home, --config, --timeout, before or after it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from node.config import Config, LoadedConfig, load
+from node.errors import ErrorCode
 
 if TYPE_CHECKING:
     from node.client import NodeClient
@@ -98,3 +100,12 @@ pass_options: Callable[[Callable[..., None]], Callable[..., None]] = click.make_
     Options, ensure=True
 )
 """Gives a command the `Options` as its first argument."""
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """For what goes on until Ctrl-C: that is its end, not an error to be told."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(ErrorCode.INTERRUPTED.exit_code) from None

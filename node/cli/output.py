@@ -89,6 +89,12 @@ def short_id(text: object, *, whole: bool = False) -> str:
     return text if whole or len(text) <= 20 else f"{text[:10]}…{text[-6:]}"
 
 
+def owner_text(row: Mapping[str, object], *, whole: bool = False) -> str:
+    """The owner in a row of an answer: by pet name if it has one, else by a short id."""
+    name = row.get("owner_name")
+    return str(name) if name and not whole else short_id(row.get("owner"), whole=whole)
+
+
 def size_text(size: object) -> str:
     """Bytes for a person: 31 MB."""
     if not isinstance(size, (int, float)):

@@ -139,6 +139,7 @@ def _policy(lease_s: float) -> Any:  # noqa: ANN401
         lease_s=lease_s,
         renew_s=usual.renew_s * scale,
         settle_s=min(usual.settle_s, usual.renew_s * scale / 4),
+        patience_renewals=round(usual.patience_renewals / scale),
     )
 
 

@@ -164,7 +164,7 @@ def start_lines(event: StartEvent, config: Config, *, verbose: bool = False) -> 
         case NetworkReady():
             peers = "1 peer" if event.peers == 1 else f"{event.peers} peers"
             split = f" ({event.direct} direct, {event.relayed} relayed)" if event.peers else ""
-            nat = f"   NAT: {event.nat}" if event.nat else ""
+            nat = f"   {event.nat}" if event.nat else ""
             addresses = [f"                {address}" for address in event.listening]
             lines = [f"[2/4] network   {peers}{split}{nat}", *(addresses if verbose else ())]
         case ClusterReady():

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Final, cast
 
 import trio
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -30,14 +31,19 @@ _STATUS: Final[Mapping[ErrorCode, int]] = {
 
 
 def json_reply(
-    value: Mapping[str, object], *, status: int = 200, headers: Mapping[str, str] | None = None
+    value: Mapping[str, object],
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    then: BackgroundTask | None = None,
 ) -> Response:
-    """One JSON object; never cached, never sniffed."""
+    """One JSON object; never cached, never sniffed. `then` runs once it was sent."""
     return Response(
         json.dumps(value).encode() + b"\n",
         status,
         {"cache-control": "no-store", "x-content-type-options": "nosniff", **(headers or {})},
         "application/json",
+        then,
     )
 
 

@@ -5,6 +5,7 @@ from http import HTTPStatus
 
 import trio
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -69,8 +70,14 @@ class Routes:
     async def stop(self, request: Request) -> ASGIApp:
         """`NodeApi.stop`."""
         await _read_body(request)
+        return json_reply(
+            {"schema": SCHEMA, "stopping": True},
+            status=HTTPStatus.ACCEPTED,
+            then=BackgroundTask(self._stop),  # a node that stops at once would not answer first
+        )
+
+    async def _stop(self) -> None:
         self._api.stop()
-        return json_reply({"schema": SCHEMA, "stopping": True}, status=HTTPStatus.ACCEPTED)
 
 
 def make_app(api: NodeApi) -> Starlette:

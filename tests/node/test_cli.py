@@ -349,7 +349,7 @@ def test_address_of_a_port_nobody_serves_is_not_running(run: Run, home: Path) ->
         (("xyzzy",), "no command 'xyzzy'."),
         (("status", "--jsn"), "--json"),
         (("generate",), "PROMPT"),
-        (("generate", "x", "-n", "17"), "17"),
+        (("generate", "x", "-n", "0"), "0"),
         (("generate", "x", "--steps", "0"), "0"),
         (("generate", "x", "--strategy", "best"), "sticky"),
         (("status", "--timeout", "0"), "timeout"),
@@ -516,7 +516,7 @@ def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None
             "[1/4] storage   412 GB free, 1.0 GB used, limit 50 GB",
         ),
         (
-            NetworkReady(9, 7, 2, "private, relay OK", ()),
+            NetworkReady(9, 7, 2, "NAT: private, relay OK", ()),
             "[2/4] network   9 peers (7 direct, 2 relayed)   NAT: private, relay OK",
         ),
         (NetworkReady(0, 0, 0, "", ()), "[2/4] network   0 peers"),

@@ -1,6 +1,7 @@
 """The command line as a process of its own: what it imports, how it ends, what signals do."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -104,12 +105,14 @@ def test_questions_to_a_running_node_import_nothing_heavy(
 
 
 def test_help_is_quick() -> None:
-    walls = []
+    """Under 0.3 s of processor time, which a busy machine does not lengthen as it does the wall."""
+    spent = []
     for _ in range(5):
-        begun = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert _run("--help").returncode == 0
-        walls.append(time.monotonic() - begun)
-    assert min(walls) < 0.3, walls
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.3, spent
 
 
 def test_exit_codes_reach_the_shell(home: Path) -> None:
@@ -224,8 +227,8 @@ def test_logs_are_followed_over_a_rotation(home: Path) -> None:
         log.write_text("new\n")
         assert process.stdout.readline() == "new\n"
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
-    assert process.returncode == 130
+        _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (130, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

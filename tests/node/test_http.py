@@ -543,6 +543,14 @@ async def test_pull_streams_to_its_end_and_missing_cid_is_404() -> None:
         assert (await served.ask("POST", f"/api/v1/experts/{MISSING_CID}/pull"))[0] == 404
 
 
+async def test_node_that_stops_at_once_answers_first() -> None:
+    async with running() as served:
+        served.node.on_stop = served.scope.cancel
+        with trio.CancelScope(shield=True), trio.fail_after(5):
+            assert (await served.ask("POST", "/api/v1/stop"))[0] == 202
+        assert served.scope.cancel_called
+
+
 async def test_one_connection_serves_many_requests() -> None:
     async with running() as served:
 

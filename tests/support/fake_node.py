@@ -144,7 +144,7 @@ class FakeNode:
             "loss": 0.4375,
             "parent": None,
             "bytes": 12_582_912,
-            "files": [{"path": "model.safetensors", "bytes": 12_582_000}],
+            "files": [{"name": "model.safetensors", "bytes": 12_582_000}],
             "local": False,
             "providers": [OTHER_PEER],
         }
