@@ -124,6 +124,7 @@ class GuardedPubsub(Pubsub):
         self._counts = counts
         self._failures = FailureLog(counts)
         self._subscriptions: dict[str, Subscription] = {}
+        self._writing = 0
         self._publish_budget = PublishBudget()
         self._forwarders = Budgets(
             rate_per_s=limits.MAX_GOSSIP_PER_FORWARDER_PER_S,
@@ -165,8 +166,44 @@ class GuardedPubsub(Pubsub):
     async def flush(self, timeout_s: float) -> None:
         """Wait until what was published has left our queues, or `timeout_s` have passed."""
         with trio.move_on_after(timeout_s):
-            while any(len(queue) for queue in self.peer_queues.values()):  # noqa: ASYNC110
+            while self._writing or any(map(len, self.peer_queues.values())):  # noqa: ASYNC110
                 await trio.sleep(_FLUSH_STEP_S)
+
+    async def write_msg(self, stream: Any, rpc_msg: Any) -> bool:  # noqa: ANN401
+        """Write one RPC to a neighbour."""
+        self._writing += 1
+        try:
+            return bool(await super().write_msg(stream, rpc_msg))
+        finally:
+            self._writing -= 1
+
+    async def _handle_new_peer(self, peer_id: Any) -> None:  # noqa: ANN401
+        """Open our gossip stream to a peer that connected.
+
+        One that comes back at once finds its old stream still registered, and py-libp2p would keep
+        that dead stream: forget it first, then a retry that this schedules opens the new one.
+        """
+        if _is_dead(self.peers.get(peer_id)):
+            self._handle_dead_peer(peer_id)
+        else:
+            await super()._handle_new_peer(peer_id)
+
+    async def handle_dead_peer_queue(self) -> None:
+        """Forget peers whose gossip stream died with its connection.
+
+        py-libp2p keeps a dead stream while another connection to the peer lives. What the peer
+        subscribed to came over a stream of its own, and is kept then.
+        """
+        async with self.dead_peer_receive_channel:
+            self.event_handle_dead_peer_queue_started.set()
+            async for peer_id in self.dead_peer_receive_channel:
+                if peer_id in self.peers and not _is_dead(self.peers[peer_id]):
+                    continue
+                topics = [topic for topic, peers in self.peer_topics.items() if peer_id in peers]
+                self._handle_dead_peer(peer_id)
+                if self._peer_is_connected(peer_id):
+                    for topic in topics:
+                        self.peer_topics.setdefault(topic, set()).add(peer_id)
 
     async def push_msg(self, msg_forwarder: Any, msg: Any) -> None:  # noqa: ANN401
         """Take in one message; a peer's bad message is counted, never raised."""
@@ -227,6 +264,11 @@ class GuardedPubsub(Pubsub):
         for topic in list(msg.topicIDs)[:1]:
             if topic in self._subscriptions:
                 self.router.scorer.on_invalid_message(forwarder, topic)
+
+
+def _is_dead(stream: Any) -> bool:  # noqa: ANN401
+    """Whether a registered gossip stream's connection is gone."""
+    return stream is not None and stream.muxed_conn.event_shutting_down.is_set()
 
 
 def _author(msg: Any) -> PeerId:  # noqa: ANN401
