@@ -5,7 +5,6 @@ from http import HTTPStatus
 
 import trio
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -15,7 +14,7 @@ from starlette.types import ASGIApp
 from node.api import SCHEMA, NodeApi
 from node.errors import ErrorCode, NodeError
 from node.http.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES
-from node.http.replies import EventStream, error_reply, json_reply
+from node.http.replies import Afterwards, EventStream, error_reply, json_reply
 from node.http.requests import parse_cid, parse_cluster, parse_generate
 
 _Endpoint = Callable[[Request], Awaitable[ASGIApp]]
@@ -70,14 +69,8 @@ class Routes:
     async def stop(self, request: Request) -> ASGIApp:
         """`NodeApi.stop`."""
         await _read_body(request)
-        return json_reply(
-            {"schema": SCHEMA, "stopping": True},
-            status=HTTPStatus.ACCEPTED,
-            then=BackgroundTask(self._stop),  # a node that stops at once would not answer first
-        )
-
-    async def _stop(self) -> None:
-        self._api.stop()
+        reply = json_reply({"schema": SCHEMA, "stopping": True}, status=HTTPStatus.ACCEPTED)
+        return Afterwards(reply, self._api.stop)  # a node that stops at once would not answer
 
 
 def make_app(api: NodeApi) -> Starlette:

@@ -551,6 +551,17 @@ async def test_node_that_stops_at_once_answers_first() -> None:
         assert served.scope.cancel_called
 
 
+async def test_stop_counts_though_its_client_does_not_wait() -> None:
+    async with running() as served:
+        stopped = trio.Event()
+        served.node.on_stop = stopped.set
+        async with await served.connect() as stream:
+            await stream.send_all(served.head("POST", "/api/v1/stop"))
+            await stream.receive_some(1)
+        with trio.fail_after(5):
+            await stopped.wait()
+
+
 async def test_one_connection_serves_many_requests() -> None:
     async with running() as served:
 
