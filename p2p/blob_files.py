@@ -24,7 +24,7 @@ from p2p.limits import CHUNK_SIZE
 
 CHUNKS: Final = "chunks"
 PINS: Final = "pins"
-_TEMP_PREFIX: Final = ".tmp-"
+TEMP_PREFIX: Final = ".tmp-"
 _TEMP_MAX_AGE_S: Final = 3600.0
 """A temp file this old belongs to nobody, whatever its process id says: ids are used again."""
 
@@ -86,7 +86,7 @@ def write_atomically(path: Path, pieces: Iterable[Piece], *, is_durable: bool) -
         QuotaError: if the disk is full.
         StorageError: if the disk refuses for another reason.
     """
-    temp = path.parent / f"{_TEMP_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
+    temp = temp_beside(path)
     try:
         try:
             size = _write_new(temp, pieces, is_durable=is_durable)
@@ -151,6 +151,20 @@ def read_blob(root: Path, blob: BlobId) -> bytes:
     return data
 
 
+def holds(root: Path, blob: BlobId, data: bytes) -> bool:
+    """Whether the blob's file is there with exactly this content.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    try:
+        return blob_path(root, blob).read_bytes() == data
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise storage_error(error, f"read blob {blob}") from error
+
+
 def blob_size(root: Path, blob: BlobId) -> int | None:
     """Size in bytes of a blob's file, or None if there is none. Its content is not looked at.
 
@@ -209,10 +223,10 @@ def sweep_temps(root: Path, *, now: float) -> int:
     """
     removed = 0
     try:
-        for folder in (root / CHUNKS, root / PINS):
-            for temp in folder.glob(f"{_TEMP_PREFIX}*"):
+        for folder in (root, root / CHUNKS, root / PINS):
+            for temp in folder.glob(f"{TEMP_PREFIX}*"):
                 with contextlib.suppress(FileNotFoundError):
-                    if now - temp.stat().st_mtime > _TEMP_MAX_AGE_S or not _is_alive(temp.name):
+                    if is_abandoned(temp, now=now):
                         temp.unlink()
                         removed += 1
     except OSError as error:
@@ -220,17 +234,29 @@ def sweep_temps(root: Path, *, now: float) -> int:
     return removed
 
 
-def _is_alive(temp_name: str) -> bool:
-    writer = temp_name.removeprefix(_TEMP_PREFIX).partition("-")[0]
+def temp_beside(path: Path) -> Path:
+    """A name beside `path`, for what will become it; tells which process writes it."""
+    return path.parent / f"{TEMP_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
+
+
+def is_abandoned(temp: Path, *, now: float) -> bool:
+    """Whether nobody will finish a temp: its process is gone, or it is over an hour old.
+
+    Raises:
+        FileNotFoundError: if it is not there any more.
+    """
+    if now - temp.stat().st_mtime > _TEMP_MAX_AGE_S:
+        return True
+    writer = temp.name.removeprefix(TEMP_PREFIX).partition("-")[0]
     if not writer.isdecimal():
-        return False
+        return True
     try:
         os.kill(int(writer), 0)
     except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
         return True
-    return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def storage_error(error: OSError, action: str) -> StorageError:

@@ -1,11 +1,20 @@
 """Files as a folder on disk, whole or not at all. Knows nothing of where the bytes come from."""
 
+import contextlib
 import shutil
-import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from p2p.blob_files import Piece, storage_error, sync, write_atomically
+from p2p.blob_files import (
+    TEMP_PREFIX,
+    Piece,
+    is_abandoned,
+    storage_error,
+    sync,
+    temp_beside,
+    write_atomically,
+)
 from p2p.errors import DecodeError, StorageError
 
 
@@ -23,7 +32,9 @@ def write_folder(files: Iterable[tuple[str, Iterable[Piece]]], directory: Path) 
     parent = directory.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
+        _sweep(parent)
+        temp = temp_beside(directory)
+        temp.mkdir(mode=0o700)
     except OSError as error:
         raise storage_error(error, f"make a folder beside {directory}") from error
     try:
@@ -37,6 +48,14 @@ def write_folder(files: Iterable[tuple[str, Iterable[Piece]]], directory: Path) 
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what a process that died in `write_folder` left in the same place."""
+    for temp in parent.glob(f"{TEMP_PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if temp.is_dir() and is_abandoned(temp, now=time.time()):
+                shutil.rmtree(temp)
 
 
 def _appear(temp: Path, directory: Path) -> None:

@@ -95,7 +95,7 @@ class BlobStore:
 
     # --- single blobs --------------------------------------------------------------------------
     def put(self, data: bytes) -> BlobId:
-        """Store `data` as one blob; writing what is there already costs nothing.
+        """Store `data` as one blob, or repair it; what is there already takes no room.
 
         Not durable until pinned.
 
@@ -109,7 +109,7 @@ class BlobStore:
                 f"blob: got {len(data)} bytes, the limit is {CHUNK_SIZE}: use add_files"
             )
         blob = blob_id(data)
-        if blob_files.blob_size(self._root, blob) == len(data):
+        if blob_files.holds(self._root, blob, data):
             blob_files.mark_used(self._root, blob)
             return blob
         self._ledger.check(len(data))
@@ -176,7 +176,7 @@ class BlobStore:
             with path.open("rb") as file:
                 while data := file.read(CHUNK_SIZE):
                     blob = blob_id_of_digest(hashlib.sha256(data).digest())
-                    if blob_files.blob_size(self._root, blob) != len(data):
+                    if not blob_files.holds(self._root, blob, data):
                         blob_files.write_blob(self._root, blob, [data])
                     reservation.landed(blob, len(data))
                     chunks.append(blob)

@@ -52,6 +52,18 @@ MAX_STREAM_WINDOW: Final = MIB
 MAX_BUFFERED_PER_CONNECTION: Final = 16 * MIB
 """Unread bytes of one connection: py-libp2p only warns when a peer ignores its window."""
 
+# --- bulk transfers ----------------------------------------------------------------------------
+MAX_BULK_STREAMS: Final = 32
+"""Served at once; each holds up to 2 MiB: the blob being sent and the one read ahead."""
+MAX_BULK_STREAMS_PER_PEER: Final = 4
+"""A pull opens one; a few more for pulls side by side."""
+MAX_BLOBS_PER_REQUEST: Final = 64
+"""64 MiB asked at once; a larger request would let one frame queue minutes of work."""
+MAX_BLOBS_OUTSTANDING: Final = 256
+"""Asked and not yet answered on one stream; more is a peer that does not read."""
+BULK_REFUSAL_PAUSE_S: Final = 0.01
+"""Between refusals on one stream: naming blobs nobody has is cheap, looking for them is not."""
+
 # --- time --------------------------------------------------------------------------------------
 DIAL_TIMEOUT_S: Final = 10.0
 UPGRADE_TIMEOUT_S: Final = 10.0

@@ -19,18 +19,13 @@ from typing import Final
 
 from p2p.errors import DecodeError, LimitError
 from p2p.ids import BlobId, blob_digest, blob_id_of_digest
-from p2p.limits import CHUNK_SIZE, MAX_REQUEST_SIZE
+from p2p.limits import CHUNK_SIZE, MAX_BLOBS_OUTSTANDING, MAX_BLOBS_PER_REQUEST, MAX_REQUEST_SIZE
 from p2p.wire import FrameDecoder, encode_frame
 
 PROTOCOL: Final = "/paris/blob/1"
 UNKNOWN_SIZE: Final = 0
 """Size of a blob known by name only (a manifest): anything up to `CHUNK_SIZE` is taken."""
 DIGEST_SIZE: Final = 32
-MAX_BLOBS_PER_REQUEST: Final = 64
-"""64 MiB asked at once; a larger request would let one frame queue minutes of work."""
-MAX_OUTSTANDING: Final = 256
-"""Blobs asked and not yet answered on one stream; more is a peer that does not read."""
-
 _HEADER: Final = struct.Struct(f">B{DIGEST_SIZE}sI")
 HEADER_SIZE: Final = _HEADER.size
 
@@ -157,8 +152,8 @@ class Asking:
         wanted = list(blobs)
         if not 0 < len(wanted) <= MAX_BLOBS_PER_REQUEST:
             raise LimitError(f"request: got {len(wanted)} blobs, limit 1..{MAX_BLOBS_PER_REQUEST}")
-        if len(wanted) + len(self._expected) > MAX_OUTSTANDING:
-            raise LimitError(f"stream: more than {MAX_OUTSTANDING} blobs outstanding")
+        if len(wanted) + len(self._expected) > MAX_BLOBS_OUTSTANDING:
+            raise LimitError(f"stream: more than {MAX_BLOBS_OUTSTANDING} blobs outstanding")
         body = b"".join(blob_digest(blob) for blob, _ in wanted)
         self._expected.extend(wanted)
         return encode_frame(body, max_size=MAX_REQUEST_SIZE)
@@ -245,7 +240,7 @@ class Serving:
         """Take bytes as they came; give the blobs they ask for, in order.
 
         Raises:
-            LimitError: if a request is too large or more than `MAX_OUTSTANDING` blobs wait.
+            LimitError: if a request is too large or more than `MAX_BLOBS_OUTSTANDING` blobs wait.
             DecodeError: if a request is empty or not a list of digests.
         """
         asked: list[BlobId] = []
@@ -259,8 +254,8 @@ class Serving:
                 for start in range(0, len(body), DIGEST_SIZE)
             ]
         self._outstanding += len(asked)
-        if self._outstanding > MAX_OUTSTANDING:
-            raise LimitError(f"stream: more than {MAX_OUTSTANDING} blobs outstanding")
+        if self._outstanding > MAX_BLOBS_OUTSTANDING:
+            raise LimitError(f"stream: more than {MAX_BLOBS_OUTSTANDING} blobs outstanding")
         return asked
 
     def answer(self, blob: BlobId, status: Status, length: int = 0) -> bytes:

@@ -15,16 +15,18 @@ from typing import Final
 from p2p.blob_files import mark_used, read_blob
 from p2p.errors import BlobMissingError, PeerError, StorageError
 from p2p.ids import BlobId
-from p2p.limits import IDLE_STREAM_TIMEOUT_S, REQUEST_TIMEOUT_S
+from p2p.limits import (
+    BULK_REFUSAL_PAUSE_S,
+    IDLE_STREAM_TIMEOUT_S,
+    MAX_BULK_STREAMS,
+    MAX_BULK_STREAMS_PER_PEER,
+    REQUEST_TIMEOUT_S,
+)
 from p2p.transfer import Serving, Status
 from p2p.transfer_schedule import Throttle
 
 logger = logging.getLogger(__name__)
 
-MAX_STREAMS_PER_PEER: Final = 4
-"""A pull opens one; a few more for pulls side by side."""
-MAX_STREAMS: Final = 32
-"""Each holds up to 2 MiB: the blob being sent and the one read ahead."""
 _READ_SIZE: Final = 16 * 1024
 _SLICE: Final = 256 * 1024
 """Bytes handed to the transport at once: it copies what the socket does not take."""
@@ -43,8 +45,8 @@ class ServeGate:
         self,
         *,
         max_bytes_per_s: float | None = None,
-        max_streams_per_peer: int = MAX_STREAMS_PER_PEER,
-        max_streams: int = MAX_STREAMS,
+        max_streams_per_peer: int = MAX_BULK_STREAMS_PER_PEER,
+        max_streams: int = MAX_BULK_STREAMS,
     ) -> None:
         self._per_peer = max_streams_per_peer
         self._total = max_streams
@@ -150,7 +152,8 @@ class _Stream:
     async def _answer(self, blob: BlobId, data: bytes | None) -> None:
         if data is None:
             self._writer.write(self._serving.answer(blob, Status.MISSING))
-            return await self._drain()
+            await self._drain()
+            return await asyncio.sleep(BULK_REFUSAL_PAUSE_S)
         self._writer.write(self._serving.answer(blob, Status.HAVE, len(data)))
         view = memoryview(data)
         while view:

@@ -53,6 +53,17 @@ def test_blob_holds_one_chunk_and_no_byte_more(store: BlobStore) -> None:
         store.put(bytes(CHUNK_SIZE + 1))
 
 
+def test_storing_again_repairs_an_altered_blob(store: BlobStore, tmp_path: Path) -> None:
+    blob = store.put(b"precious")
+    _alter(store, blob)
+    store.put(b"precious")
+    assert store.get(blob) == b"precious"
+    (tmp_path / "source").write_bytes(b"precious")
+    _alter(store, blob)
+    store.add_files({"source": tmp_path / "source"})
+    assert store.get(blob) == b"precious"
+
+
 def test_missing_blob_says_so(store: BlobStore) -> None:
     blob = blob_id(b"nowhere")
     assert not store.has(blob)

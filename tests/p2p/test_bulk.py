@@ -12,6 +12,7 @@ from p2p.blob_files import CHUNKS, blob_path, read_blob
 from p2p.dht.bulk import PullTiming, ServeGate, pull, serve_stream
 from p2p.errors import QuotaError
 from p2p.ids import blob_id
+from p2p.limits import BULK_REFUSAL_PAUSE_S
 from p2p.transfer import (
     HEADER_SIZE,
     UNKNOWN_SIZE,
@@ -320,6 +321,15 @@ def test_serving_refuses_what_it_lacks_and_what_decayed(tmp_path: Path) -> None:
     ]
     assert len(events) == 3
     assert not path.exists()
+
+
+def test_asking_for_what_is_not_there_is_slowed_down(tmp_path: Path) -> None:
+    random_blobs(tmp_path / "a", 1)
+    request = Asking().ask([(blob_id(bytes([number])), 1) for number in range(20)])
+    started = time.monotonic()
+    answer = asyncio.run(_converse(tmp_path / "a", ServeGate(), request))
+    assert len(answer) == 20 * HEADER_SIZE
+    assert time.monotonic() - started >= 20 * BULK_REFUSAL_PAUSE_S
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 
 from p2p.errors import DecodeError, LimitError
 from p2p.ids import BlobId, blob_digest, blob_id
-from p2p.limits import CHUNK_SIZE
+from p2p.limits import CHUNK_SIZE, MAX_BLOBS_OUTSTANDING, MAX_BLOBS_PER_REQUEST
 from p2p.transfer import (
     HEADER_SIZE,
-    MAX_BLOBS_PER_REQUEST,
-    MAX_OUTSTANDING,
     UNKNOWN_SIZE,
     Asking,
     BlobReceived,
@@ -147,7 +145,7 @@ def test_request_holds_as_many_blobs_as_the_limit_and_no_more() -> None:
 def test_outstanding_blobs_are_limited_on_both_sides() -> None:
     blob = blob_id(b"x")
     asking, serving = Asking(), Serving()
-    for _ in range(MAX_OUTSTANDING // MAX_BLOBS_PER_REQUEST):
+    for _ in range(MAX_BLOBS_OUTSTANDING // MAX_BLOBS_PER_REQUEST):
         request = asking.ask([(blob, 1)] * MAX_BLOBS_PER_REQUEST)
         serving.receive(request)
     with pytest.raises(LimitError):
