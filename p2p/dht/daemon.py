@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2p.dht.settings import ChildSettings, PortInUseError
 from p2p.errors import TransportError
+from p2p.limits import MAX_CONNECTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +177,8 @@ def _arguments(settings: ChildSettings, *, identity: Path, control: Path) -> lis
         f"-hostAddrs={','.join(settings.listen)}",
         "-dhtServer=1",  # how p2pd finds the addresses of peers it knows by name only
         "-connManager=1",
+        f"-connHi={MAX_CONNECTIONS}",
+        f"-connLo={MAX_CONNECTIONS // 2}",
         "-autonat=1",
         "-relay=1",
         f"-natPortMap={int(settings.has_port_mapping)}",

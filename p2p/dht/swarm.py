@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -40,6 +40,8 @@ _SPARE_REPLICAS: Final = 5
 _SEARCH_WIDTH: Final = 20
 _SEARCH_WORKERS: Final = 8
 _RPC_TIMEOUT_S: Final = 3.0
+_SEARCH_TIMEOUT_S: Final = 2 * _RPC_TIMEOUT_S
+"""Within the caller's deadline, so that a peer that stalls cannot turn a found record into none."""
 MAX_KNOWN_PEERS: Final = 64
 
 StreamHandler = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -80,7 +82,9 @@ class Swarm:
 
     async def addresses(self) -> tuple[str, ...]:
         """Multiaddrs others can dial, each ending in `/p2p/<our id>`."""
-        return tuple(str(address) for address in await self._p2p.get_visible_maddrs(latest=True))
+        with _daemon_errors("p2pd has no address"):
+            visible = await self._p2p.get_visible_maddrs(latest=True)
+        return tuple(str(address) for address in visible)
 
     async def put(self, key: str, subkey: bytes, value: bytes, expires_at: float) -> PutOutcome:
         """Store a record at the replicas nearest to its key.
@@ -117,9 +121,16 @@ class Swarm:
         return bool(answer[0]) if answer else None
 
     async def get(self, key: str) -> dict[bytes, Slot]:
-        """Every valid record under a key that any replica near it holds, the latest per owner."""
+        """Every valid record under a key that any replica near it holds, the latest per owner.
+
+        Replicas that stall are not waited for: what the others said by `_SEARCH_TIMEOUT_S` counts.
+
+        Raises:
+            TransportError: if time is up and nobody has answered.
+        """
         key_id = DHTID.from_bytes(key_hash(key))
         found: dict[bytes, Slot] = {}
+        answered = 0
         _merge(found, self._node.protocol.storage.get(key_id))
         peers: dict[DHTID, PeerID] = dict(
             self._node.protocol.routing_table.get_nearest_neighbors(
@@ -131,20 +142,28 @@ class Swarm:
             response = await self._node._call_find_with_blacklist(peers[node_id], [key_id])
             if not response:
                 return {key_id: ((), False)}
+            nonlocal answered
+            answered += 1
             item, neighbors = response[key_id]
             _merge(found, item)
             peers.update(neighbors)
             return {key_id: (tuple(neighbors), False)}
 
-        await traverse_dht(
-            queries=[key_id],
-            initial_nodes=list(peers),
-            beam_size=_SEARCH_WIDTH,
-            num_workers=_SEARCH_WORKERS,
-            queries_per_call=1,
-            get_neighbors=ask,
-            visited_nodes={key_id: {self._node.node_id}},
-        )
+        try:
+            async with asyncio.timeout(_SEARCH_TIMEOUT_S):
+                await traverse_dht(
+                    queries=[key_id],
+                    initial_nodes=list(peers),
+                    beam_size=_SEARCH_WIDTH,
+                    num_workers=_SEARCH_WORKERS,
+                    queries_per_call=1,
+                    get_neighbors=ask,
+                    visited_nodes={key_id: {self._node.node_id}},
+                )
+        except TimeoutError:
+            if not answered:
+                raise TransportError(f"no replica answered within {_SEARCH_TIMEOUT_S} s") from None
+            logger.warning("some replicas of %s did not answer in time", key)
         return found
 
     async def join(self, addresses: Iterable[str]) -> int:
@@ -163,19 +182,23 @@ class Swarm:
             peer_id, maddr = _split_address(address)
             if peer_id == self._p2p.peer_id:
                 return False
-            async with asyncio.timeout(DIAL_TIMEOUT_S):
-                await self._p2p._client.connect(peer_id, [maddr])
-                return await self._node.protocol.call_ping(peer_id) is not None
-        except (TransportError, P2PDaemonError, OSError, TimeoutError) as error:
-            logger.info("cannot reach %s: %s", address, error or type(error).__name__)
-            return False
+            with _daemon_errors(f"cannot reach {address}"):
+                async with asyncio.timeout(DIAL_TIMEOUT_S):
+                    await self._p2p._client.connect(peer_id, [maddr])
+                    return await self._node.protocol.call_ping(peer_id) is not None
+        except TransportError as error:
+            logger.info("%s", error)
+        return False
 
     async def known_addresses(self) -> tuple[str, ...]:
         """Addresses of connected nodes of the DHT, to be called on again after a restart."""
         table = self._node.protocol.routing_table
+        with _daemon_errors("p2pd does not answer"):
+            async with asyncio.timeout(_RPC_TIMEOUT_S):
+                connected = await self._p2p.list_peers()
         return tuple(
             f"{address}/p2p/{info.peer_id.to_base58()}"
-            for info in await self._p2p.list_peers()
+            for info in connected
             if table.get(peer_id=info.peer_id) is not None
             for address in info.addrs[:1]
         )[:MAX_KNOWN_PEERS]
@@ -203,16 +226,13 @@ class Swarm:
         Raises:
             TransportError: if it cannot be reached or does not speak the protocol.
         """
-        try:
+        maddrs = [_split_address(address)[1] for address in addresses]
+        with _daemon_errors(f"cannot open a stream to {peer}"):
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                maddrs = [_split_address(address)[1] for address in addresses]
+                peer_id = PeerID.from_base58(peer)
                 if maddrs:
-                    await self._p2p._client.connect(PeerID.from_base58(peer), maddrs)
-                _, reader, writer = await self._p2p.call_binary_stream_handler(
-                    PeerID.from_base58(peer), protocol
-                )
-        except (P2PDaemonError, OSError, TimeoutError) as error:
-            raise TransportError(f"cannot open a stream to {peer}: {error!r}") from error
+                    await self._p2p._client.connect(peer_id, maddrs)
+                _, reader, writer = await self._p2p.call_binary_stream_handler(peer_id, protocol)
         return reader, writer
 
     async def probe(self) -> None:
@@ -221,7 +241,7 @@ class Swarm:
         Raises:
             TransportError: if p2pd does not answer in time.
         """
-        try:
+        with _daemon_errors("p2pd does not answer"):
             async with asyncio.timeout(_RPC_TIMEOUT_S):
                 await self._p2p._client.identify()
                 with contextlib.suppress(P2PDaemonError, P2PHandlerError):
@@ -229,8 +249,6 @@ class Swarm:
                     await self._p2p._client.call_unary_handler(
                         self._p2p.peer_id, "paris/probe", b""
                     )
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            raise TransportError(f"p2pd does not answer: {error!r}") from error
 
     async def close(self) -> None:
         """Leave; p2pd itself is stopped by who started it."""
@@ -248,7 +266,7 @@ async def open_swarm(control_path: Path) -> Swarm:
     """
     guards.install()
     P2P._UNIX_SOCKET_PREFIX = f"/unix{control_path.parent}/"
-    try:
+    with _daemon_errors("p2pd does not answer"):
         async with asyncio.timeout(DIAL_TIMEOUT_S):
             p2p = await P2P.replicate(Multiaddr(f"/unix{control_path}"))
             node = await DHTNode.create(
@@ -262,9 +280,16 @@ async def open_swarm(control_path: Path) -> Swarm:
                 reuse_get_requests=False,
                 record_validator=guards.EnvelopeValidator(),
             )
-    except (P2PDaemonError, OSError, TimeoutError) as error:
-        raise TransportError(f"p2pd does not answer: {error!r}") from error
     return Swarm(p2p, node)
+
+
+@contextlib.contextmanager
+def _daemon_errors(context: str) -> Iterator[None]:
+    """Translate what p2pd and hivemind's client of it raise into `TransportError`."""
+    try:
+        yield
+    except (P2PDaemonError, P2PHandlerError, OSError, EOFError, ValueError) as error:
+        raise TransportError(f"{context}: {error or type(error).__name__}") from error
 
 
 def _split_address(address: str) -> tuple[PeerID, Multiaddr]:

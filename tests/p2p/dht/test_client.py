@@ -18,7 +18,7 @@ from p2p.blob_files import prepare, write_blob
 from p2p.dht.client import DhtClient, open_dht
 from p2p.dht.link import GRACE_S, TERM_S
 from p2p.dht.settings import DhtSettings, DhtState, PortInUseError
-from p2p.errors import TransportError
+from p2p.errors import StorageError, TransportError
 from p2p.ids import blob_id, peer_id
 from p2p.transfer import BulkPeer, PullProgress
 from tests.support.dht import (
@@ -165,7 +165,9 @@ trio.run(main)
 """
 
 
-def test_killed_parent_leaves_no_child_and_no_p2pd(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_child", [False, True])
+def test_killed_parent_leaves_no_child_and_no_p2pd(tmp_path: Path, with_child: bool) -> None:
+    """The child sees its socket end; when it is killed too, the kernel ends p2pd."""
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as parent:
@@ -176,11 +178,15 @@ def test_killed_parent_leaves_no_child_and_no_p2pd(tmp_path: Path) -> None:
             assert is_alive(daemon)
         finally:
             parent.kill()
+            parent.wait()
+        if with_child:
+            os.kill(child, signal.SIGKILL)
     gone_by = time.monotonic() + 10
     while is_alive(child) or is_alive(daemon):
         assert time.monotonic() < gone_by
         time.sleep(0.05)
-    assert list((tmp_path / "node-1").iterdir()) == []
+    if not with_child:
+        assert list((tmp_path / "node-1").iterdir()) == []
 
 
 async def test_two_islands_heal_when_one_calls_on_the_other(tmp_path: Path) -> None:
@@ -343,3 +349,32 @@ async def test_blobs_are_pulled_through_the_child(tmp_path: Path) -> None:
         assert news
         again = await taker.pull(names, [provider], news.append)
         assert (again.fetched_blobs, again.present_blobs) == (0, 3)
+
+
+async def test_bandwidth_is_capped_on_request_and_after_a_restart(tmp_path: Path) -> None:
+    blob = os.urandom(600_000)
+    prepare(tmp_path / "giver")
+    prepare(tmp_path / "taker")
+    write_blob(tmp_path / "giver", blob_id(blob), [blob])
+    async with (
+        open_dht(dht_settings(tmp_path, 1, blob_root=tmp_path / "giver")) as giver,
+        open_dht(dht_settings(tmp_path, 2, blob_root=tmp_path / "taker")) as taker,
+    ):
+        await giver.wait_ready(30)
+        await taker.set_bandwidth(max_upload_bytes_per_s=None, max_download_bytes_per_s=400_000)
+        assert taker.child_pid is not None
+        os.kill(taker.child_pid, signal.SIGKILL)
+        await eventually(is_back(taker, restarts=1))
+        provider = BulkPeer(giver.peer, giver.addresses())
+        result = await taker.pull([(blob_id(blob), len(blob))], [provider], lambda _: None)
+        assert result.missing == ()
+        assert result.seconds > 1.0
+
+
+async def test_pull_without_a_store_or_from_nobody_says_so(tmp_path: Path) -> None:
+    blob = blob_id(b"nobody has this")
+    async with open_dht(dht_settings(tmp_path, 1)) as node:
+        with pytest.raises(StorageError, match="without a blob store"):
+            await node.pull([(blob, 1)], [], lambda _: None)
+    async with open_dht(dht_settings(tmp_path, 2, blob_root=tmp_path / "store")) as node:
+        assert (await node.pull([(blob, 1)], [], lambda _: None)).missing == (blob,)
