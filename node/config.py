@@ -54,6 +54,7 @@ class Config:
         capacity: clusters this machine trains at a time.
         threads: CPU threads of each worker process.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        join_timeout_s: how long a run that is not known here is looked for, seconds.
         log_level: "debug", "info", "warning" or "error".
     """
 
@@ -74,6 +75,7 @@ class Config:
     capacity: int = 1
     threads: int = 1
     device: str = "auto"
+    join_timeout_s: int = 60
     log_level: str = "info"
 
     @property
@@ -109,6 +111,7 @@ _PARSERS: Final[Mapping[str, Parser]] = {
     "capacity": whole_number(1, 64),
     "threads": whole_number(1, 256),
     "device": device,
+    "join_timeout_s": whole_number(1, 3600),
     "log_level": choice("debug", "info", "warning", "error"),
 }
 SETTINGS: Final = tuple(_PARSERS)

@@ -25,8 +25,6 @@ from p2p.records import RunManifest
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S: Final = 60.0
-"""How long an unknown run is looked for: a DHT look-up and a few dials, generously."""
 _AGAIN_S: Final = 0.5
 
 
@@ -57,7 +55,7 @@ async def obtain_manifest(
     except BlobMissingError:
         notify(f"looking for run {context.run}")
     reason = ""
-    with trio.move_on_after(PATIENCE_S):
+    with trio.move_on_after(context.config.join_timeout_s):
         while not _is_hopeless(context, membership):
             try:
                 await context.fetcher.blob(BlobId(context.run), hints=context.peers.peers())

@@ -30,6 +30,7 @@ RECORD_LIFETIME_S: Final = 600.0
 RECORD_RENEW_S: Final = 180.0
 TARGET_PEERS: Final = 8
 """Connections we seek ourselves; GossipSub wants a mesh of 6, and some spare."""
+_SWARM_PATIENCE_S: Final = 30.0
 _FIRST_RETRY_S: Final = 1.0
 _LONGEST_RETRY_S: Final = 30.0
 _LOOK_AROUND_S: Final = 30.0
@@ -53,6 +54,10 @@ class Membership:
 
     async def run(self) -> None:
         """Serve hellos, dial, look around and keep our record alive, until cancelled."""
+        try:  # our node record is of no use before it can name the swarm child's addresses
+            await self.context.swarm.wait_ready(_SWARM_PATIENCE_S)
+        except TransportError as error:
+            logger.warning("no DHT and no bulk transfer yet: %s", error)
         self.context.host.set_handler(PROTOCOL, self._answer)
         async with trio.open_nursery() as nursery:
             remembered = self.context.state.known_addresses()[:TARGET_PEERS]
@@ -170,15 +175,14 @@ class Membership:
         context = self.context
         key = node_key(context.run, context.identity.peer)
         while True:
+            is_reachable = bool(context.swarm.addresses())
             envelope, expires_at = self.node_envelope()
             try:
                 await context.swarm.put(key, context.identity.public_key, envelope, expires_at)
-                pause_s = RECORD_RENEW_S
             except TransportError as error:
                 logger.warning("node record not stored: %s", error)
-                pause_s = _LOOK_AROUND_ALONE_S
-            if not context.swarm.addresses():
-                pause_s = _LOOK_AROUND_ALONE_S
+                is_reachable = False
+            pause_s = RECORD_RENEW_S if is_reachable else _LOOK_AROUND_ALONE_S
             await trio.sleep(pause_s * random.uniform(0.8, 1.0))
 
     async def _look_around(self) -> None:

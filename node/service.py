@@ -20,7 +20,7 @@ from node.failures import for_people
 from node.folders import checkpoint_folder, unpacked_checkpoint
 from node.keeping import PULLED
 from node.membership import Membership
-from node.orders import parse_order
+from node.orders import order_of
 from node.providers import find_providers
 from node.supervise import Supervisor
 from p2p.codec import Verified
@@ -284,7 +284,7 @@ class NodeService:
 
     async def generate(self, request: Mapping[str, object]) -> AsyncGenerator[Json]:
         """Draw here, or have a peer draw."""
-        async with aclosing(self.artist.generate(parse_order(request))) as events:
+        async with aclosing(self.artist.generate(order_of(request))) as events:
             async for event in events:
                 yield event
 

@@ -14,11 +14,12 @@ import trio
 
 from node.catalog import Catalog
 from node.context import NodeContext
+from node.errors import NodeError
 from node.folders import unpacked_checkpoint, unpacked_folder
 from node.publishing import Publisher, Saved
 from node.supervise import Worker, WorkerDiedError, open_worker
 from node.workers.link import Message
-from p2p.errors import StorageError
+from p2p.errors import P2PError, StorageError
 from p2p.ids import BlobId, ClusterId
 from p2p.records import RunManifest
 
@@ -68,7 +69,7 @@ class TrainingJob:
             try:
                 await self._train_once()
                 return
-            except (WorkerDiedError, TrainingFailedError, StorageError) as error:
+            except (WorkerDiedError, TrainingFailedError, NodeError, P2PError) as error:
                 logger.warning("training cluster %d: %s", self.cluster, error)
                 self.context.journal.write("trainer_failed", cluster=self.cluster, why=str(error))
                 self.progress.note = str(error)
@@ -140,7 +141,7 @@ class TrainingJob:
             await worker.send({"kind": "stop"})
             while not await self._handle(await worker.receive()):
                 pass
-        except (WorkerDiedError, TrainingFailedError, StorageError) as error:
+        except (WorkerDiedError, TrainingFailedError, P2PError) as error:
             logger.warning("stopping cluster %d: %s", self.cluster, error)
 
     async def _handle(self, message: Message) -> bool:

@@ -95,7 +95,7 @@ def create(options: Options, data: str, out: Path | None, **choices: Any) -> Non
         print_fields(
             [
                 ("name", created.manifest.name),
-                ("clusters", f"{created.manifest.clusters} of {sizes} pictures"),
+                ("clusters", f"{created.manifest.clusters}, of {sizes} pictures"),
                 ("size", size_text(created.size_bytes)),
                 ("skipped", "\n".join(created.skipped[:5]) or "nothing"),
                 ("start it", f"paris-node start --run {created.run}"),

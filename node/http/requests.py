@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from node.api import Json
 from node.errors import ErrorCode, NodeError
@@ -12,6 +12,8 @@ from p2p.ids import parse_blob_id, parse_peer_id
 
 MAX_SEED: Final = 2**63 - 1
 """torch takes a signed 64-bit seed."""
+MAX_LOCAL_IMAGES: Final = 1024
+"""In one request, on this machine; a peer draws `limits.MAX_IMAGES_PER_REQUEST` at most."""
 STRATEGIES: Final = ("sticky", "top1", "top2", "all")
 SAMPLERS: Final = ("ab2", "euler")
 PLACES: Final = ("auto", "local", "peer")
@@ -52,11 +54,7 @@ def _is_one_of(words: tuple[str, ...]) -> Check:
 _GENERATE: Final[Mapping[str, tuple[Check, str, object]]] = {
     # field: (check, what is expected, value when it is absent)
     "prompt": (_is_prompt, f"1 to {limits.MAX_PROMPT_BYTES} bytes of text", None),
-    "n": (
-        _is_whole(1, limits.MAX_IMAGES_PER_REQUEST),
-        f"a whole number from 1 to {limits.MAX_IMAGES_PER_REQUEST}",
-        1,
-    ),
+    "n": (_is_whole(1, MAX_LOCAL_IMAGES), f"a whole number from 1 to {MAX_LOCAL_IMAGES}", 1),
     "seed": (_is_whole(0, MAX_SEED), f"a whole number from 0 to {MAX_SEED}", None),
     "strategy": (_is_one_of(STRATEGIES), f"one of {', '.join(STRATEGIES)}", "sticky"),
     "sampler": (_is_one_of(SAMPLERS), f"one of {', '.join(SAMPLERS)}", "ab2"),
@@ -83,7 +81,7 @@ def parse_generate(body: bytes) -> Json:
         raise _usage(f"Unknown field {unknown[0]!r:.60}.", f"fields: {', '.join(_GENERATE)}")
     if request.get("prompt") is None:
         raise _usage("The prompt is missing.", 'send {"prompt": "a red boat at dawn"}')
-    parsed: Json = {}
+    parsed: dict[str, Any] = {}
     for field, (check, expected, default) in _GENERATE.items():
         value = request.get(field)
         if value is None:
@@ -93,6 +91,11 @@ def parse_generate(body: bytes) -> Json:
         parsed[field] = value
     if parsed["peer"] is not None and parsed["where"] == "local":
         raise _usage("A peer is named, but where is 'local'.", "leave one of the two out")
+    if parsed["where"] != "local" and parsed["n"] > limits.MAX_IMAGES_PER_REQUEST:
+        raise _usage(
+            f"Bad n: got {parsed['n']}; a peer draws at most {limits.MAX_IMAGES_PER_REQUEST}.",
+            "draw more on this machine: --where local",
+        )
     return parsed
 
 

@@ -142,6 +142,8 @@ def main() -> None:
     except (TrainingError, MemoryError, OSError) as error:
         logger.exception("training failed")
         trainer.fail(error)
+    logging.shutdown()
+    os._exit(0)  # all is saved; unloading torch would take a second more on a busy machine
 
 
 if __name__ == "__main__":
