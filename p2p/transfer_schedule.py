@@ -57,6 +57,11 @@ class Schedule:
         self._providers = {peer: _Provider() for peer in peers}
 
     @property
+    def is_complete(self) -> bool:
+        """Whether every blob is here."""
+        return not self._wanted
+
+    @property
     def is_done(self) -> bool:
         """Whether every blob is here, or nobody is left who might have the rest."""
         return not any(self.is_useful(peer) for peer in self._providers)

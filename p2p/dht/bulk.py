@@ -134,21 +134,26 @@ class _Pull:
         self._total_bytes = self._present_bytes + sum(wanted.values())
         self._told_at = float("-inf")
         self._changed = asyncio.Event()
+        self._all_here = asyncio.Event()
 
     async def run(self) -> PullResult:
         started = time.monotonic()
         self._tell()
         peers = dict.fromkeys(peer.peer_id for peer in self._job.providers)
-        tasks = {asyncio.create_task(self._provider(peer)) for peer in peers}
+        workers = {asyncio.create_task(self._provider(peer)) for peer in peers}
+        all_here = asyncio.create_task(self._all_here.wait())
         try:
-            while tasks and not self.schedule.is_done:
-                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            while workers and not self.schedule.is_done:
+                done, _ = await asyncio.wait(
+                    {*workers, all_here}, return_when=asyncio.FIRST_COMPLETED
+                )
                 for task in done:
                     task.result()
+                workers -= done
         finally:
-            for task in tasks:
+            for task in (*workers, all_here):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*workers, all_here, return_exceptions=True)
         self._tell(is_last=True)
         return PullResult(
             fetched_blobs=self._fetched_blobs,
@@ -207,6 +212,8 @@ class _Pull:
             self._fetched_bytes += size
         else:
             self._duplicate_bytes += size
+        if self.schedule.is_complete:
+            self._all_here.set()  # who still sends what came from another need not be waited for
         self._tell()
 
     def notify(self) -> None:
@@ -281,7 +288,7 @@ class _Session:
         limit_s = timing.idle_s if self._has_heard else timing.first_byte_s
         try:
             async with asyncio.timeout(limit_s):
-                data = await self._reader.read(_READ_SIZE)
+                data = await self._reader.read(self._pull.throttle.piece_size(_READ_SIZE))
         except TimeoutError as error:
             raise StreamClosedError(f"nothing came for {limit_s} s") from error
         if not data:

@@ -21,11 +21,13 @@ from p2p.transfer import (
     BulkPeer,
     PullJob,
     PullProgress,
+    Serving,
     Status,
 )
 from p2p.transfer_schedule import MIN_WINDOW
 from tests.support.blob_providers import (
     QUICK,
+    Handler,
     Network,
     all_there,
     answering,
@@ -206,6 +208,36 @@ def test_stalled_provider_is_overtaken_long_before_its_deadline(tmp_path: Path) 
     assert time.monotonic() - started < 5
     assert all_there(tmp_path / "b", wanted)
     assert result.duplicate_bytes == 0  # what the stalled one sent of the second blob is cut off
+
+
+def test_pull_ends_when_all_is_here_though_a_provider_still_owes_a_copy(tmp_path: Path) -> None:
+    wanted = random_blobs(tmp_path / "a", MIN_WINDOW)
+    first, last = wanted[0][0], wanted[-1][0]
+    patient = PullTiming(first_byte_s=15, idle_s=15)
+    has_overtaken = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await has_overtaken.wait()
+        writer.write(have(first, read_blob(tmp_path / "a", first)))
+        await asyncio.Event().wait()
+
+    async def has_only_the_last(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = Serving()
+        for blob in serving.receive(await reader.read(65536)):
+            is_last = blob == last
+            writer.write(
+                have(blob, read_blob(tmp_path / "a", blob))
+                if is_last
+                else serving.answer(blob, Status.MISSING)
+            )
+        await reader.read(1)  # the puller leaves: there is nothing more to get here
+        has_overtaken.set()
+
+    started = time.monotonic()
+    providers: dict[str, Handler] = {"slow": slow, "last": has_only_the_last}
+    result = run_pull(providers, wanted, tmp_path / "b", timing=patient)
+    assert time.monotonic() - started < 5
+    assert dict(result.bytes_by_peer) == {"slow": 20_000, "last": 20_000}
 
 
 def test_slow_provider_gives_less_and_duplicates_stay_few(tmp_path: Path) -> None:
