@@ -270,16 +270,16 @@ def test_download_cap_holds(tmp_path: Path) -> None:
         {"a": honest(tmp_path / "a")}, wanted, tmp_path / "b", max_bytes_per_s=500_000
     )
     assert result.missing == ()
-    assert result.seconds >= 0.2  # 200 kB at 500 kB/s, less the burst and the last wait
+    assert result.seconds >= 0.15  # 200 kB at 500 kB/s, less the burst and the last wait
 
 
 def test_upload_cap_is_shared_by_all_streams(tmp_path: Path) -> None:
-    wanted = random_blobs(tmp_path / "a", 10)
-    gate = ServeGate(max_bytes_per_s=500_000)
+    wanted = random_blobs(tmp_path / "a", 20)
+    gate = ServeGate(max_bytes_per_s=1_000_000)
     providers = {name: honest(tmp_path / "a", gate) for name in ("a", "b")}
     result = run_pull(providers, wanted, tmp_path / "b")
     assert result.missing == ()
-    assert result.seconds >= 0.25
+    assert result.seconds >= 0.2  # 400 kB at 1 MB/s, less the burst and each stream's last wait
 
 
 def test_disk_that_refuses_ends_the_pull_with_the_reason(
