@@ -125,7 +125,7 @@ async def start_daemon(settings: ChildSettings) -> Daemon:
             stderr=asyncio.subprocess.STDOUT,
             limit=_MAX_LINE,
             env={**os.environ, "GOLOG_LOG_LEVEL": "error", "GOLOG_LOG_FMT": "json"},
-            preexec_fn=_dies_with_parent(os.getpid()),
+            preexec_fn=dies_with_parent(os.getpid()),
         )
     except OSError as error:
         identity.unlink(missing_ok=True)
@@ -212,7 +212,7 @@ def _write_private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _dies_with_parent(parent: int) -> Callable[[], None] | None:
+def dies_with_parent(parent: int) -> Callable[[], None] | None:
     """What runs in the forked process before p2pd: the kernel kills it when `parent` ends.
 
     Linux only; elsewhere the node ends the child's process group (`p2p.dht.link`).
