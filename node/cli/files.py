@@ -96,5 +96,5 @@ def _unwritable(folder: Path, error: OSError) -> NodeError:
     return NodeError(
         ErrorCode.RESOURCE,
         f"Files cannot be written into {folder.absolute()}: {error.strerror}.",
-        "choose another folder with -o",
+        "choose another folder",
     )

@@ -71,16 +71,13 @@ def generate(options: Options, *, output: Path | None, explain: bool, **request:
     paths = plan_pictures(output, request["prompt"], request["n"])
     if request["peer"] is not None and request["where"] == "auto":
         request["where"] = "peer"
-    album = _Album(paths, options=options, explains=explain)
-    with options.client().stream("/api/v1/generate", request) as events:
+    client = options.client()
+    me = client.get("/api/v1/status").get("peer_id") if explain else None
+    album = _Album(paths, options=options, explains_to=me)
+    with client.stream("/api/v1/generate", request) as events:
         done = album.collect(events)
     if options.json:
-        kept = ("seed", "strategy", "sampler", "where", "experts", "seconds")
-        files = [str(path) for path in album.saved]
-        print_json(
-            {"schema": SCHEMA, "files": files, "receipts": [str(path) for path in album.receipts]}
-            | {key: done.get(key) for key in kept}
-        )
+        print_json(album.to_json(done))
         return
     for path in album.saved:
         receipt = _receipt_path(path)
@@ -99,10 +96,10 @@ class _Album:
         receipts: their receipts, for those that have one.
     """
 
-    def __init__(self, paths: list[Path], *, options: Options, explains: bool) -> None:
+    def __init__(self, paths: list[Path], *, options: Options, explains_to: object) -> None:
         self._paths = paths
         self._options = options
-        self._explains = explains and not options.json
+        self._me = explains_to
         self.saved: list[Path] = []
         self.receipts: list[Path] = []
 
@@ -119,8 +116,8 @@ class _Album:
         with Progress("denoise", unit="steps", options=self._options) as progress:
             for event in events:
                 match event.get("event"):
-                    case "route" if self._explains:
-                        progress.note(_route_text(event))
+                    case "route" if self._me is not None and not self._options.json:
+                        progress.note(_route_text(event, self._me))
                     case "progress":
                         progress.update(event.get("step"), event.get("steps"))
                     case "image":
@@ -134,6 +131,21 @@ class _Album:
                 "see why: paris-node logs",
             )
         return done
+
+    def to_json(self, done: Mapping[str, Any]) -> Json:
+        """The answer of --json: {schema, files, seed, strategy, sampler, where, experts, seconds}.
+
+        Each expert is {cluster, cid, peer, weight}; `receipts` come on top.
+        """
+        answer: Json = {"schema": SCHEMA, "files": [str(path) for path in self.saved]}
+        answer["receipts"] = [str(path) for path in self.receipts]
+        for key in ("seed", "strategy", "sampler", "where", "seconds"):
+            answer[key] = done.get(key)
+        answer["experts"] = [
+            {key: expert.get(key) for key in ("cluster", "cid", "peer", "weight")}
+            for expert in done.get("experts") or []
+        ]
+        return answer
 
     def _save(self, event: Mapping[str, Any]) -> None:
         path = self._paths[_index(event, len(self._paths))]
@@ -174,14 +186,13 @@ def _no_picture(what: str) -> NodeError:
     )
 
 
-def _route_text(event: Mapping[str, Any]) -> str:
+def _route_text(event: Mapping[str, Any], me: object) -> str:
     parts = []
     for expert in event.get("experts") or []:
         weight, peer = expert.get("weight"), expert.get("peer")
         share = f"{weight:.2f}" if isinstance(weight, (int, float)) else "?"
-        parts.append(
-            f"expert {expert.get('cluster')} ({share}, {short_id(peer) if peer else 'local'})"
-        )
+        where = "local" if peer in (None, me) else short_id(peer)
+        parts.append(f"expert {expert.get('cluster')} ({share}, {where})")
     missing = event.get("missing")
     if missing:
         parts.append(f"renormalised: {', '.join(map(str, missing))} offline")

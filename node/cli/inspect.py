@@ -49,7 +49,7 @@ Answer = Mapping[str, Any]
 @pass_options
 def status(options: Options, watch: bool, every: float) -> None:
     """The node on one screen: network, cluster, training, storage."""
-    client = options.client()
+    client = options.client(has_deadline=not watch)
     deadline = math.inf if options.timeout is None else time.monotonic() + options.timeout
     with until_interrupted():
         while True:

@@ -39,8 +39,8 @@ class Options:
         """The settings of a command that has no flags for them."""
         return self.load().config
 
-    def client(self) -> "NodeClient":
-        """The running node.
+    def client(self, *, has_deadline: bool = True) -> "NodeClient":
+        """The running node; without a deadline --timeout is the caller's to keep.
 
         Raises:
             NodeError: `NOT_RUNNING` if there is none.
@@ -49,7 +49,8 @@ class Options:
             NodeClient,
         )  # http.client takes 60 ms, which --help need not wait for
 
-        return NodeClient.of_home(self.settings().paths, timeout_s=self.timeout)
+        timeout_s = self.timeout if has_deadline else None
+        return NodeClient.of_home(self.settings().paths, timeout_s=timeout_s)
 
 
 def options_of(context: click.Context) -> Options:

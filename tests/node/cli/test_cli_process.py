@@ -16,7 +16,7 @@ from tests.support.fake_node import FakeNode, served
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "hivemind", "libp2p", "diffusers", "transformers", "numpy", "trio", "rich")
 _LIST_MODULES = """
 import atexit, sys

@@ -1,0 +1,120 @@
+"""Drawing: files, receipts, what is asked and what is shown."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from node.errors import ErrorCode, NodeError
+from tests.support.cli_run import Run, answer_of, refusal_of
+from tests.support.fake_node import (
+    CID,
+    OTHER_PEER,
+    PNG,
+    FakeNode,
+)
+
+
+def test_generate_writes_the_picture_and_its_receipt(
+    run: Run, node: FakeNode, tmp_path: Path
+) -> None:
+    result = run("generate", "a red boat", "-o", "boat.png", "--seed", "9", "--json")
+    assert result.exit_code == 0, result.output
+    answer = answer_of(result)
+    assert answer == {
+        "schema": 1,
+        "files": ["boat.png"],
+        "receipts": ["boat.png.json"],
+        "seed": 9,
+        "strategy": "sticky",
+        "sampler": "ab2",
+        "where": "local",
+        "experts": [{"cluster": 3, "cid": CID, "peer": OTHER_PEER, "weight": 0.75}],
+        "seconds": 4.125,
+    }
+    assert (tmp_path / "boat.png").read_bytes() == PNG
+    assert json.loads((tmp_path / "boat.png.json").read_text())["prompt"] == "a red boat"
+
+
+def test_generate_asks_for_what_was_said(run: Run, node: FakeNode) -> None:
+    result = run(
+        "generate", "a bag", "-n", "2", "--routing", "top2", "--sampler", "euler", "--steps", "20",
+        "--guidance", "3", "--peer", OTHER_PEER,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert node.requests == [
+        {"prompt": "a bag", "n": 2, "seed": None, "strategy": "top2", "sampler": "euler",
+         "steps": 20, "guidance": 3.0, "where": "peer", "peer": OTHER_PEER}
+    ]  # fmt: skip
+
+
+def test_several_pictures_are_numbered(run: Run, node: FakeNode, tmp_path: Path) -> None:
+    answer = answer_of(run("generate", "x", "-n", "3", "-o", "b.png", "--json"))
+    assert answer["files"] == ["b-1.png", "b-2.png", "b-3.png"]
+    assert all((tmp_path / name).read_bytes() == PNG for name in answer["files"])
+
+
+def test_unnamed_picture_is_named_after_its_prompt_and_overwrites_nothing(
+    run: Run, node: FakeNode, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        assert run("generate", "A red boat, ../at dawn!").exit_code == 0
+    assert run("generate", "ボート").exit_code == 0
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert pictures == ["a-red-boat-at-dawn.png", "a-red-boat-at-dawn~2.png", "picture.png"]
+
+
+def test_named_picture_is_replaced_whole(run: Run, node: FakeNode, tmp_path: Path) -> None:
+    (tmp_path / "boat.png").write_bytes(b"old")
+    assert run("generate", "x", "-o", "boat.png").exit_code == 0
+    assert (tmp_path / "boat.png").read_bytes() == PNG
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_explain_names_experts_and_weights(run: Run, node: FakeNode) -> None:
+    result = run("generate", "x", "-o", "b.png", "--explain")
+    assert "route   expert 3 (0.75, 12D3KooWPj…t9HyQ6X"[:34] in result.stderr
+    assert "route" not in run("generate", "x", "-o", "b.png").stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "code"),
+    [
+        ("none/boat.png", ErrorCode.RESOURCE),
+        ("file/boat.png", ErrorCode.RESOURCE),
+        ("boat.jpg", ErrorCode.USAGE),
+        ("boat", ErrorCode.USAGE),
+        ("folder.png", ErrorCode.USAGE),
+        ("", ErrorCode.USAGE),
+    ],
+)
+def test_unwritable_output_is_found_before_the_node_is_asked(
+    run: Run, node: FakeNode, tmp_path: Path, output: str, code: ErrorCode
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    result = run("generate", "x", "-o", output, "--json")
+    assert result.exit_code == code.exit_code
+    assert not node.requests
+
+
+def test_failure_midway_leaves_no_half_file(run: Run, node: FakeNode, tmp_path: Path) -> None:
+    node.late_error = NodeError(ErrorCode.NO_PEERS, "The peer left.", "try again")
+    code, error = refusal_of(run("generate", "x", "-o", "b.png", "--json"))
+    assert (code, error) == (
+        5,
+        {"code": "no_peers", "message": "The peer left.", "fix": "try again"},
+    )
+    assert not list(tmp_path.glob("*.png*"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_no_picture_is_not_written(run: Run, node: FakeNode, tmp_path: Path) -> None:
+    node.png = b"<svg>"
+    assert run("generate", "x", "-o", "b.png").exit_code == ErrorCode.VERIFICATION_FAILED.exit_code
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_deadline_of_generate_is_124(run: Run, node: FakeNode) -> None:
+    node.is_endless = True
+    assert refusal_of(run("generate", "x", "-o", "b.png", "--timeout", "0.1", "--json"))[0] == 124
