@@ -146,12 +146,14 @@ class _Listener:
         for address in addresses:
             try:
                 self._found.send_nowait(address)
-            except (trio.WouldBlock, trio.BrokenResourceError):
+            except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
                 self._counts["discovered_dropped"] += 1
 
 
 def _start(announcement: Announcement, listener: _Listener) -> Zeroconf:
     interfaces = _interfaces_of(announcement.addresses)
+    if not interfaces:
+        raise OSError("the node listens on no IPv4 address")
     zeroconf = Zeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
     try:
         zeroconf.register_service(_service_of(announcement))

@@ -177,22 +177,11 @@ class GuardedPubsub(Pubsub):
         finally:
             self._writing -= 1
 
-    async def _handle_new_peer(self, peer_id: Any) -> None:  # noqa: ANN401
-        """Open our gossip stream to a peer that connected.
-
-        One that comes back at once finds its old stream still registered, and py-libp2p would keep
-        that dead stream: forget it first, then a retry that this schedules opens the new one.
-        """
-        if _is_dead(self.peers.get(peer_id)):
-            self._handle_dead_peer(peer_id)
-        else:
-            await super()._handle_new_peer(peer_id)
-
     async def handle_dead_peer_queue(self) -> None:
         """Forget peers whose gossip stream died with its connection.
 
-        py-libp2p keeps a dead stream while another connection to the peer lives. What the peer
-        subscribed to came over a stream of its own, and is kept then.
+        py-libp2p keeps a dead stream while another connection to the peer lives, as that of a peer
+        that came back at once. What the peer subscribed to came over a stream of its own: kept.
         """
         async with self.dead_peer_receive_channel:
             self.event_handle_dead_peer_queue_started.set()

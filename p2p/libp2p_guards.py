@@ -29,6 +29,7 @@ def quiet_libp2p_logs() -> None:
     foreign = logging.getLogger("libp2p")
     foreign.setLevel(logging.CRITICAL)
     foreign.propagate = False
+    logging.getLogger("libp2p.network.auto_connector").setLevel(logging.NOTSET)  # sets its own
     if not foreign.handlers:
         foreign.addHandler(logging.NullHandler())
 

@@ -34,6 +34,7 @@ __all__ = ["HostLimits", "HostSettings", "LibP2PHost", "open_host"]
 
 logger = logging.getLogger(__name__)
 
+_DIAL_ERRORS: tuple[type[Exception], ...] = (TransportError, *FOREIGN_ERRORS)
 _LEAVE_TIMEOUT_S = 3.0
 _MAX_DISCOVERED = 64
 _RESTART_MIN_S = 0.2
@@ -104,7 +105,7 @@ class LibP2PHost:
                 else:
                     await self.connect(relay, timeout_s=timeout_s)
                     await stack.relay.dial(relay, ID.from_base58(peer))
-            except FOREIGN_ERRORS as error:
+            except _DIAL_ERRORS as error:
                 raise TransportError(f"cannot reach {address}: {_root_cause(error)}") from error
             return peer
         raise TransportError(f"cannot reach {address}: no answer within {timeout_s:g} s")
@@ -126,12 +127,13 @@ class LibP2PHost:
             with trio.CancelScope(shield=True):
                 await stream.reset()
             raise
-        await stream.finish()
+        with trio.CancelScope(shield=True):  # bounded by the write deadline
+            await stream.finish()
 
     async def subscribe(
         self, topic: str, validator: TopicValidator
     ) -> trio.MemoryReceiveChannel[GossipMessage]:
-        """Join a topic; accepted messages of others arrive on a bounded channel."""
+        """Join a topic; accepted messages of others arrive on a channel that ends with the host."""
         return await self._running().pubsub.join(topic, validator)
 
     async def publish(self, topic: str, data: bytes) -> None:
@@ -155,6 +157,9 @@ class LibP2PHost:
             try:
                 await self._run_stacks(task_status)
             finally:
+                for subscription in self._subscriptions:
+                    subscription.channel.close()
+                self._discovered_send.close()
                 self._left.set()
 
     def discovered(self) -> trio.MemoryReceiveChannel[str]:
@@ -163,7 +168,7 @@ class LibP2PHost:
 
     async def discover(self) -> None:
         """Announce on the LAN and listen, until cancelled; `open_host` calls it."""
-        addresses = self.listening()
+        addresses = tuple(a for a in self.listening() if CIRCUIT not in a)
         outside = tuple(a for a in addresses if not is_loopback(a.split("/")[2]))
         announcement = Announcement(self._peer, self._settings.run, outside or addresses)
         await announce_and_browse(announcement, self._discovered_send, self.counts)
@@ -188,7 +193,8 @@ class LibP2PHost:
                     await self._leaving.wait()
             except Exception as error:  # noqa: BLE001 (the last line: the node must not end)
                 if not is_started:
-                    raise _single(error) from None
+                    single = _single(error)
+                    raise single from single.__cause__
                 self._failures.note("stack", error)
                 self.counts["restarts"] += 1
                 logger.warning("py-libp2p failed; starting it again in %.1f s", delay_s)

@@ -15,7 +15,6 @@ import trio
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
-from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
@@ -136,25 +135,15 @@ class GuardedUpgrader(TransportUpgrader):
         return secured
 
 
-class _NoAutoConnector(AutoConnector):
-    """Never dials: py-libp2p's dials whatever peers told it of, even with all watermarks at 0."""
-
-    async def maybe_connect(self) -> None:
-        return
-
-    async def run_background_task(self, nursery: trio.Nursery) -> None:
-        return
-
-
 class GuardedSwarm(Swarm):
     """A swarm that frees an inbound slot when its connection ends, and dials only when told to."""
 
-    def _init_connection_management(self) -> None:
-        super()._init_connection_management()
-        self.auto_connector = _NoAutoConnector(swarm=self)
-
     async def dial_peer(self, peer_id: Any) -> list[Any]:  # noqa: ANN401
-        """Refuse: this dials addresses that peers named; our own dials use `dial_addr`."""
+        """Refuse: this dials addresses that peers named; our own dials use `dial_addr`.
+
+        Called by py-libp2p for streams to strangers, peer exchange, and its auto-connector, which
+        is active even when all watermarks are 0.
+        """
         raise SwarmException(f"not connected to {peer_id}")
 
     async def _handle_inbound_connection(

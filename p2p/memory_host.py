@@ -165,6 +165,7 @@ class MemoryNetwork:
                 yield host
             finally:
                 self.cut(link for link in self._links if peer in link)
+                host.close_subscriptions()
                 del self._hosts[peer], self._addresses[address]
                 nursery.cancel_scope.cancel()
 
@@ -390,6 +391,11 @@ class MemoryHost:
             raise TransportError(f"{self._peer} refused {protocol}: too busy") from error
         self._pairs.add(pair)
         return pair, MemoryStream(self._peer, pair, to_server, opener_in)
+
+    def close_subscriptions(self) -> None:
+        """End the channels of this host's subscriptions."""
+        for subscription in self._subscriptions.values():
+            subscription.channel.close()
 
     def drop_streams(self, link: frozenset[PeerId]) -> None:
         """Reset every stream over a link that is gone."""

@@ -341,6 +341,31 @@ async def test_a_topic_has_one_subscriber_at_a_time(pair: tuple[Host, Host]) -> 
         await alice.subscribe(TOPIC, accept_all)
 
 
+async def test_a_subscription_ends_with_its_host(network: Any) -> None:
+    async with network.open("alice") as alice:
+        channel = await alice.subscribe(TOPIC, accept_all)
+    with trio.fail_after(5), pytest.raises(trio.EndOfChannel):
+        await channel.receive()
+
+
+async def test_a_topic_can_be_left_by_closing_and_joined_again(pair: tuple[Host, Host]) -> None:
+    alice, bob = pair
+    (await bob.subscribe(TOPIC, accept_all)).close()
+    await alice.subscribe(TOPIC, accept_all)
+
+    async def rejoin() -> bool:
+        await alice.publish(TOPIC, b"x")
+        try:
+            await bob.subscribe(TOPIC, accept_all)
+        except ValueError:
+            return False
+        return True
+
+    with trio.fail_after(10):
+        while not await rejoin():  # noqa: ASYNC110
+            await trio.sleep(0.2)
+
+
 async def test_error_of_the_block_comes_out_unchanged(network: Any) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         async with network.open("alice"):
