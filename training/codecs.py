@@ -21,8 +21,11 @@ PATCH: Final = 8
 """Pixels a side of one patch: the reduction of the usual image autoencoders."""
 
 CHANNELS: Final = 16
-NOISE_STD: Final = 0.2
-"""The decoder is fitted for latents with this much noise: a sampled latent is never exact."""
+NOISE_STD: Final = 0.1
+"""The decoder is fitted for latents with this much noise: a sampled latent is never exact. On drawn
+pictures 0.1 gave the lowest Frechet distance: 12.9, 12.1, 11.7, 12.3, 14.2 for 0.02, 0.05, 0.1,
+0.2, 0.3 (bundled run, guidance 3); a decoder that sees the whole grid gave 12.2, random ReLU
+features 13.3."""
 
 FIT_ROWS: Final = 20_000
 """Pictures the codec is fitted on, evenly spaced; more changes nothing visible."""
