@@ -114,6 +114,7 @@ async def _serve(link: ParentSocket, settings: ChildSettings, daemon: Daemon, sw
     requests = Requests(link, swarm, joining, settings)
     await requests.serve_blobs()
     addresses = await swarm.addresses()
+    logger.info("ready: %s", ", ".join(addresses))
     await link.send({"event": "ready", "peer": swarm.peer, "addresses": list(addresses)})
     endings = {
         asyncio.create_task(requests.run()): EXIT_CLEAN,

@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 MAX_KEYS_PER_FIND: Final = 64
 MAX_KEYS_PER_STORE: Final = 256
 """Checking a signature takes ~0.1 ms: one request must not hold the loop for long."""
-MAX_NEIGHBORS: Final = 20
-"""hivemind's bucket size: more would only make us dial peers that are not there."""
 _MAX_HANDOFF_BYTES: Final = 1024 * 1024
 """Given to a node that joins; the rest reaches it when owners put their records again."""
 _SUBKEY_PREFIX: Final = b"\xc4\x20"  # msgpack: 32 bytes follow
@@ -209,9 +207,8 @@ class GuardedProtocol(DHTProtocol):  # type: ignore[misc]
 
 
 def _believable(neighbors: dict[DHTID, PeerID]) -> dict[DHTID, PeerID]:
-    """Neighbours whose id is theirs, no more than an honest peer names."""
-    named = list(neighbors.items())[:MAX_NEIGHBORS]
-    return {node: peer for node, peer in named if node == expected_node_id(peer)}
+    """Neighbours whose id is theirs; the search itself tries only the nearest of them."""
+    return {node: peer for node, peer in neighbors.items() if node == expected_node_id(peer)}
 
 
 def install() -> None:

@@ -263,6 +263,28 @@ def test_lying_replica_hides_no_record(arena: Arena, kind: int, value: bytes) ->
     arena.check_alive()
 
 
+@pytest.mark.parametrize("trick", ["stalls", "names a thousand peers that do not exist"])
+def test_costly_replica_delays_a_reader_by_seconds_at_most(arena: Arena, trick: str) -> None:
+    key = arena.fresh_key()
+    record = sealed(ALICE, key)
+    arena.put(record)
+    place = key_hash(key).hex()
+    reader = arena.reader.addresses()[0]
+    with hostile_node(reader, is_listed=True) as hostile:
+        lie = {"key": place, "type": 0, "value": "", "expires_at": 0.0}
+        hostile.ask("answer", **lie, neighbors=0 if trick == "stalls" else 1000)
+        hostile.ask("stall", seconds=30 if trick == "stalls" else 0)
+        assert hostile.ask("ping", victim=peer_of(reader))["met"]
+
+        async def is_asked() -> bool:
+            with trio.fail_after(8):
+                assert await values(arena.reader, key) == {record.value}
+            return bool(hostile.ask("told", key=place)["times"])
+
+        arena.portal.run(eventually, is_asked)
+    arena.check_alive()
+
+
 def test_oversized_requests_are_refused(arena: Arena) -> None:
     key = arena.fresh_key()
     victim = peer_of(arena.victim.addresses()[0])

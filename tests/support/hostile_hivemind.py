@@ -6,6 +6,7 @@ hivemind and py-libp2p cannot live in one process.
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -23,6 +24,7 @@ from hivemind.proto import dht_pb2  # noqa: E402
 
 crafted: dict[bytes, dht_pb2.FindResult] = {}
 told: Counter[bytes] = Counter()
+settings = {"stall_s": 0.0}
 honest_find = DHTProtocol.rpc_find
 
 
@@ -30,10 +32,12 @@ async def lying_find(
     self: DHTProtocol, request: dht_pb2.FindRequest, context: P2PContext
 ) -> dht_pb2.FindResponse:
     response = await honest_find(self, request, context)
+    stall_s = float(settings["stall_s"])
     for key, result in zip(request.keys, response.results, strict=True):
         if key in crafted:
             result.CopyFrom(crafted[key])
             told[key] += 1
+            await asyncio.sleep(stall_s)
     return response
 
 
@@ -60,12 +64,9 @@ async def perform(node: DHTNode, command: dict[str, Any]) -> dict[str, Any]:
             response = await stub.rpc_find(request, timeout=5)
             return {"found": [result.type for result in response.results]}
         case "answer":
-            crafted[bytes.fromhex(command["key"])] = dht_pb2.FindResult(
-                type=command["type"],
-                value=bytes.fromhex(command["value"]),
-                expiration_time=float(command["expires_at"]),
-            )
-            return {}
+            craft(command)
+        case "stall":
+            settings["stall_s"] = command["seconds"]
         case "told":
             return {"times": told[bytes.fromhex(command["key"])]}
         case "ping":
@@ -73,6 +74,21 @@ async def perform(node: DHTNode, command: dict[str, Any]) -> dict[str, Any]:
             return {"met": met is not None}
         case other:
             return {"error": f"unknown {other}"}
+    return {}
+
+
+def craft(command: dict[str, Any]) -> None:
+    """Prepare the lie that is told whenever somebody asks for a key."""
+    result = dht_pb2.FindResult(
+        type=command["type"],
+        value=bytes.fromhex(command["value"]),
+        expiration_time=float(command["expires_at"]),
+    )
+    for _ in range(command.get("neighbors", 0)):
+        peer = b"\x00\x24\x08\x01\x12\x20" + os.urandom(32)
+        result.nearest_peer_ids.append(peer)
+        result.nearest_node_ids.append(DHTID.generate(source=peer).to_bytes())
+    crafted[bytes.fromhex(command["key"])] = result
 
 
 async def main(victim: str, is_listed: bool) -> None:
