@@ -22,7 +22,7 @@ from p2p.claims import Hold, Idle, Publish, Renew, Yield, YieldBecause
 from p2p.ids import ClusterId
 from p2p.limits import MAX_LIVE_CLAIMS_PER_OWNER
 from p2p.records import Claim
-from tests.support.claim_swarm import BUDGET, POLICY, Swarm
+from tests.support.claim_swarm import BUDGET, POLICY, SimNode, Swarm
 from tests.support.people import NOW
 
 NODES = 4
@@ -57,6 +57,9 @@ class Claiming(RuleBasedStateMachine):
             assert owned[cluster].owner == node.identity.peer, "trains what it does not own"
             settled_s = self.swarm.time - node.held[cluster].started_at
             assert settled_s >= POLICY.settle_s, "trains before its claim settled"
+        published = {one.claim.cluster for one in node.actions if isinstance(one, Publish)}
+        for cluster in node.held.keys() - published:
+            assert owned[cluster].owner in {None, node.identity.peer}, "holds what it lost"
         assert len(node.held) <= MAX_LIVE_CLAIMS_PER_OWNER
 
     def _check_action(self, index: int, action: object, before: dict[ClusterId, int]) -> None:
@@ -89,6 +92,15 @@ class Claiming(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 5.0, 9.0, 24.0, 31.0, 70.0]))
     def wait(self, seconds: float) -> None:
         self.swarm.time += seconds
+
+    @rule(rounds=st.sampled_from([2, 8, 20]))
+    def live(self, rounds: int) -> None:
+        """Everybody goes on for a while, each island by itself."""
+        for _ in range(rounds):
+            self.swarm.time += POLICY.settle_s * 2
+            self.swarm.deliver_all()
+            for node in self.swarm.nodes:
+                self.step(node.index)
 
     @rule()
     def deliver_all(self) -> None:
@@ -178,8 +190,8 @@ class Claiming(RuleBasedStateMachine):
 def profile() -> settings:
     is_nightly = bool(os.environ.get("PARIS_NIGHTLY"))
     return settings(
-        max_examples=500 if is_nightly else 25,
-        stateful_step_count=50 if is_nightly else 30,
+        max_examples=500 if is_nightly else 20,
+        stateful_step_count=50 if is_nightly else 25,
         deadline=None,
         derandomize=not is_nightly,
         suppress_health_check=list(HealthCheck),
@@ -189,3 +201,67 @@ def profile() -> settings:
 @pytest.mark.slow
 def test_claims_hold_under_churn() -> None:
     run_state_machine_as_test(Claiming, settings=profile())
+
+
+def live(swarm: Swarm, rounds: int) -> None:
+    for _ in range(rounds):
+        swarm.time += POLICY.settle_s * 2
+        swarm.deliver_all()
+        for node in swarm.nodes:
+            if node.is_up:
+                swarm.step(node)
+
+
+def owners(swarm: Swarm, *readers: int) -> set[object]:
+    now = NOW + swarm.time
+    return {swarm.read(swarm.nodes[index], now=now)[ClusterId(0)].owner for index in readers}
+
+
+def parted_owners(nodes: int = 3) -> tuple[Swarm, SimNode, SimNode]:
+    """A swarm cut in two after its cluster was claimed: the incumbent, and who took over beyond."""
+    swarm = Swarm(nodes, 1)
+    live(swarm, 10)
+    (incumbent,) = [node for node in swarm.nodes if node.training]
+    swarm.island = {node.index: int(node is not incumbent) for node in swarm.nodes}
+    live(swarm, 30)
+    taker = next(node for node in swarm.nodes if node.training and node is not incumbent)
+    assert incumbent.training
+    assert taker.held[ClusterId(0)].claim.epoch > incumbent.held[ClusterId(0)].claim.epoch
+    return swarm, incumbent, taker
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more_work", ["incumbent", "taker", "neither"])
+def test_two_owners_of_a_healed_partition_become_one_within_a_renewal(more_work: str) -> None:
+    swarm, incumbent, taker = parted_owners()
+    if more_work != "neither":
+        worker = incumbent if more_work == "incumbent" else taker
+        swarm.publish_checkpoint(worker, ClusterId(0), 100)
+        live(swarm, 6)
+    highest = max(node.highest[ClusterId(0)] for node in swarm.nodes)
+    swarm.heal()
+    live(swarm, int(POLICY.renew_s / POLICY.settle_s / 2) + 1)
+    swarm.deliver_all()
+    assert len(owners(swarm, 0, 1, 2)) == 1
+    (left,) = [node for node in (incumbent, taker) if node.training]
+    if more_work != "neither":
+        assert left is worker
+    assert left.held[ClusterId(0)].claim.epoch >= highest
+
+
+def test_an_owner_behind_a_token_that_only_idle_readers_remember_is_told_of_it() -> None:
+    swarm, incumbent, taker = parted_owners()
+    swarm.crash(taker)
+    swarm.time += 0.5
+    (reader,) = [node for node in swarm.nodes if node not in (incumbent, taker)]
+    reader.resting = {ClusterId(0): swarm.time + 10_000}  # has no use for the cluster itself
+    for _ in range(20):  # the taker's record ends before the halves meet
+        swarm.time += POLICY.settle_s * 2
+        swarm.deliver_all()
+        swarm.step(incumbent)
+        swarm.step(reader)
+    swarm.heal()
+    assert owners(swarm, incumbent.index) != owners(swarm, reader.index)
+    live(swarm, 4)
+    swarm.deliver_all()
+    assert owners(swarm, incumbent.index, reader.index) == {incumbent.identity.peer}
