@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 from bench_copies import Wanted, copy_by_child, copy_by_libp2p, copy_by_tcp, empty, serving
@@ -37,7 +38,8 @@ from p2p.limits import CHUNK_SIZE
 from p2p.transfer import BulkPeer
 
 LIMIT_S = 300.0
-Figures = dict[str, object]
+Figures = dict[str, Any]
+"""JSON-shaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +109,9 @@ async def measure(folder: Path, plan: Plan, figures: Figures) -> None:
         bare_put, bare_get = await trio.to_thread.run_sync(
             measure_bare_hivemind, plan.nodes, plan.operations
         )
-    figures["records"] = {
-        "bytes": record_size(),
-        **{
-            name: asdict(latency)
-            for name, latency in {
-                "put": put,
-                "get": get,
-                "bare_put": bare_put,
-                "bare_get": bare_get,
-            }.items()
-        },
-    }
+    latencies = {"put": put, "get": get, "bare_put": bare_put, "bare_get": bare_get}
+    figures["records"] = {name: asdict(latency) for name, latency in latencies.items()}
+    figures["records"]["bytes"] = record_size()
     figures["claims"] = {
         "seconds": [seconds for seconds, _ in trials],
         "rounds": [rounds for _, rounds in trials],
@@ -157,11 +150,6 @@ def table(figures: Figures) -> list[str]:
     """The figures as lines for people."""
     host, plan = figures["machine"], figures["plan"]
     copies, records, claims = figures["copies"], figures["records"], figures["claims"]
-    assert isinstance(host, dict)  # noqa: S101  # JSON-shaped
-    assert isinstance(plan, dict)  # noqa: S101
-    assert isinstance(copies, dict)  # noqa: S101
-    assert isinstance(records, dict)  # noqa: S101
-    assert isinstance(claims, dict)  # noqa: S101
     rate = {way: statistics.median(rates) for way, rates in copies.items()}
     lines = [
         f"{host['cpu']}, {host['cores']} cores, Python {host['python']}, {host['system']}, "
