@@ -18,8 +18,8 @@ from typing import Final
 from p2p.dht.child_requests import Requests
 from p2p.dht.child_socket import ParentSocket
 from p2p.dht.daemon import Daemon, start_daemon
-from p2p.dht.frames import MessageDecoder
-from p2p.dht.settings import ChildSettings, PortInUseError
+from p2p.dht.frames import Message, MessageDecoder
+from p2p.dht.settings import ChildSettings, ListenError, PortInUseError
 from p2p.dht.swarm import MAX_KNOWN_PEERS, Swarm, open_swarm
 from p2p.errors import DecodeError, LimitError, TransportError
 from p2p.limits import DHT_CALL_TIMEOUT_S
@@ -93,12 +93,8 @@ async def _run(parent: socket.socket, settings: ChildSettings) -> int:
         finally:
             await swarm.close()
     except TransportError as error:
-        code = "port_in_use" if isinstance(error, PortInUseError) else "start"
-        address = error.address if isinstance(error, PortInUseError) else ""
         logger.error("cannot start: %s", error)
-        await link.send(
-            {"event": "failed", "code": code, "address": address, "message": str(error)}
-        )
+        await link.send({"event": "failed", **_failure(error)})
         return EXIT_START_FAILED
     except asyncio.CancelledError:
         return EXIT_CLEAN
@@ -106,6 +102,17 @@ async def _run(parent: socket.socket, settings: ChildSettings) -> int:
         if daemon is not None:
             await daemon.stop()
         await link.close()
+
+
+def _failure(error: TransportError) -> Message:
+    """Why the start failed, as fields of a message."""
+    match error:
+        case PortInUseError():
+            return {"code": "port_in_use", "address": error.address, "message": error.reason}
+        case ListenError():
+            return {"code": "listen", "address": error.address, "message": error.reason}
+        case _:
+            return {"code": "start", "address": "", "message": str(error)}
 
 
 async def _serve(link: ParentSocket, settings: ChildSettings, daemon: Daemon, swarm: Swarm) -> int:

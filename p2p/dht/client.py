@@ -27,6 +27,7 @@ from p2p.dht.settings import (
     DhtSettings,
     DhtState,
     DhtStatus,
+    ListenError,
     PortInUseError,
     pin_ports,
 )
@@ -97,7 +98,7 @@ class DhtClient:
         """Wait until the child serves.
 
         Raises:
-            PortInUseError: if another program has our port.
+            ListenError: if our address cannot be had (`PortInUseError` if the port is taken).
             TransportError: if it is broken, or not ready in time.
         """
         try:
@@ -232,7 +233,7 @@ class DhtClient:
                 now = trio.current_time()
                 ready_s = None if self._ready_at is None else now - self._ready_at
                 state, delay_s = policy.ended(now, ready_s)
-                if isinstance(self._error, PortInUseError) and not self._was_ever_ready:
+                if isinstance(self._error, ListenError) and not self._was_ever_ready:
                     state, delay_s = DhtState.BROKEN, BROKEN_RETRY_S
                 logger.warning("swarm child: %s; next start in %.2f s", self._error, delay_s)
                 self._become(state)
@@ -306,10 +307,7 @@ class DhtClient:
                 self._own.make_all_due(time.time())
                 self._become(DhtState.READY)
             case "failed":
-                address = frames.text(message, "address")
-                reason = frames.text(message, "message")
-                is_port = frames.text(message, "code") == "port_in_use"
-                self._error = PortInUseError(address) if is_port else TransportError(reason)
+                self._error = _failure(message)
             case "peers":
                 self._known = newest_first(frames.texts(message, "known"), self._known, _MAX_KNOWN)
             case other:
@@ -367,6 +365,18 @@ def _stored(row: list[object]) -> StoredRecord:
         case [bytes(subkey), bytes(value), float(expires_at)]:
             return StoredRecord(subkey, value, expires_at)
     raise DecodeError("child message: expected [subkey, value, expiry] for each record")
+
+
+def _failure(message: Message) -> TransportError:
+    """Why a child could not start."""
+    address, reason = frames.text(message, "address"), frames.text(message, "message")
+    match frames.text(message, "code"):
+        case "port_in_use":
+            return PortInUseError(address)
+        case "listen":
+            return ListenError(address, reason)
+        case _:
+            return TransportError(reason)
 
 
 def _ending(returncode: int | None) -> str:

@@ -22,7 +22,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2p.dht.settings import ChildSettings, PortInUseError
+from p2p.dht.settings import ChildSettings, ListenError, PortInUseError
 from p2p.errors import TransportError
 from p2p.limits import MAX_CONNECTIONS
 
@@ -108,7 +108,7 @@ async def start_daemon(settings: ChildSettings) -> Daemon:
     """Start p2pd and wait until it listens.
 
     Raises:
-        PortInUseError: if an address of `settings.listen` is taken.
+        ListenError: if an address of `settings.listen` cannot be had (`PortInUseError` if taken).
         TransportError: if it does not start.
     """
     for address in settings.listen:
@@ -149,7 +149,7 @@ def check_port_free(address: str) -> None:
 
     Raises:
         PortInUseError: if another socket is bound there.
-        TransportError: if the address is not one of this machine's.
+        ListenError: if it cannot be used (not this machine's, or not allowed).
     """
     parts = address.split("/")
     if len(parts) < 5 or not parts[4].isdigit() or parts[4] == "0":
@@ -166,7 +166,7 @@ def check_port_free(address: str) -> None:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortInUseError(address) from error
-            raise TransportError(f"cannot listen on {address}: {error.strerror}") from error
+            raise ListenError(address, error.strerror or str(error)) from error
 
 
 def _arguments(settings: ChildSettings, *, identity: Path, control: Path) -> list[str]:

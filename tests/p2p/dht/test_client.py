@@ -17,7 +17,7 @@ import trio
 from p2p.blob_files import prepare, write_blob
 from p2p.dht.client import DhtClient, open_dht
 from p2p.dht.link import GRACE_S, TERM_S
-from p2p.dht.settings import DhtSettings, DhtState, PortInUseError
+from p2p.dht.settings import DhtSettings, DhtState, ListenError, PortInUseError
 from p2p.errors import StorageError, TransportError
 from p2p.ids import blob_id, peer_id
 from p2p.transfer import BulkPeer, PullProgress
@@ -272,9 +272,10 @@ async def test_port_of_another_p2pd_is_taken_too(tmp_path: Path) -> None:
 async def test_address_of_another_machine_is_not_a_taken_port(tmp_path: Path) -> None:
     listen = ("/ip4/203.0.113.7/tcp/4001",)
     async with open_dht(dht_settings(tmp_path, 1, listen=listen)) as node:
-        with pytest.raises(TransportError, match=r"203\.0\.113\.7") as caught:
-            await node.wait_ready(2)
+        with pytest.raises(ListenError, match=r"203\.0\.113\.7") as caught:
+            await node.wait_ready(30)
         assert not isinstance(caught.value, PortInUseError)
+        assert node.status.state is DhtState.BROKEN
 
 
 async def test_error_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:

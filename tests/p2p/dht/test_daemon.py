@@ -11,8 +11,7 @@ import time
 import pytest
 
 from p2p.dht.daemon import check_port_free
-from p2p.dht.settings import PortInUseError
-from p2p.errors import TransportError
+from p2p.dht.settings import ListenError, PortInUseError
 from tests.support.dht import is_alive
 
 PARENT = """
@@ -73,5 +72,5 @@ def test_addresses_that_cannot_be_tried_pass(address: str) -> None:
 
 
 def test_address_of_another_machine_is_named() -> None:
-    with pytest.raises(TransportError, match=r"203\.0\.113\.7"):
+    with pytest.raises(ListenError, match=r"203\.0\.113\.7"):
         check_port_free("/ip4/203.0.113.7/tcp/4001")
