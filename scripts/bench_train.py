@@ -9,7 +9,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def loop_rate(cluster: Cluster, run: Run, steps: int) -> float:
 
 
 def median_rates(
-    rates: dict[str, Callable[[Cluster, Run, int], float]],
+    rates: Mapping[str, Callable[[Cluster, Run, int], float]],
     cluster: Cluster,
     run: Run,
     steps: int,

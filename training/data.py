@@ -18,7 +18,11 @@ from torch import Tensor
 from training.errors import DataError
 
 METADATA: Final = "metadata.jsonl"
-SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+"""No other decoder is tried, whatever a file's name says: TIFF's prints to standard error, EPS's
+starts a program."""
+
+SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
 MAX_PICTURES: Final = 1_000_000
 MAX_PICTURE_BYTES: Final = 64 * 2**20
 MAX_PIXELS: Final = 64 * 10**6
@@ -159,11 +163,12 @@ def _picture(path: Path, size: int, channels: int) -> Tensor:
     try:
         if path.stat().st_size > MAX_PICTURE_BYTES:
             raise _SkipError(f"over {MAX_PICTURE_BYTES} bytes")
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's hints on odd metadata; size is checked here
-            if image.width * image.height > MAX_PIXELS:
-                raise _SkipError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS}")
-            return _to_tensor(image, size, channels)
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise _SkipError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS}")
+                return _to_tensor(image, size, channels)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
         raise _SkipError(f"unreadable picture: {type(error).__name__}") from error
     except Image.DecompressionBombError as error:

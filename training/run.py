@@ -190,7 +190,11 @@ class Run:
         except ConfigError as error:
             raise DataError(str(error)) from error
         columns = {len(row) for row in counts.counts}
-        if len(counts.counts) != self.spec.clusters or columns != {len(counts.captions)}:
+        sums = tuple(
+            sum(row) + rest if min((*row, rest)) >= 0 else -1
+            for row, rest in zip(counts.counts, counts.other, strict=False)
+        )
+        if columns != {len(counts.captions)} or sums != self.facts.rows:
             raise DataError(
                 f"{CAPTIONS_FILE}: its table does not fit {self.spec.clusters} clusters"
             )

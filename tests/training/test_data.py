@@ -1,4 +1,5 @@
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,31 @@ def test_transparent_parts_become_white_and_wide_pictures_are_cropped(tmp_path: 
     wide.paste((0, 0, 0, 255), (0, 0, 20, 20))
     wide.save(tmp_path / "x.png")
     assert int(load_folder(tmp_path, 20, 1).images.min()) == 255
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "gif", "webp", "bmp"])
+def test_damaged_pictures_are_read_or_skipped_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+    source = Image.effect_noise((24, 24), 60).convert("RGB")
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    source.save(tmp_path / f"whole.{suffix}")
+    whole = (tmp_path / f"whole.{suffix}").read_bytes()
+    chosen = random.Random(0)
+    for i in range(60):
+        damaged = bytearray(whole)
+        for _ in range(chosen.randint(1, 8)):
+            damaged[chosen.randrange(min(len(damaged), 200))] = chosen.randrange(256)
+        (folder / f"red boat {i}.{suffix}").write_bytes(damaged[: chosen.randint(40, 4000)])
+    picture(folder / "good one.png")
+    found = load_folder(folder, 16, 3)
+    assert len(found) + len(found.skipped) == 61
+    assert found.skipped
+    assert "good one" in found.captions
+
+
+def test_formats_that_are_not_ours_are_not_decoded(tmp_path: Path) -> None:
+    picture(tmp_path / "good one.png")
+    picture(tmp_path / "in.tiff")
+    (tmp_path / "in.tiff").rename(tmp_path / "red boat.png")
+    found = load_folder(tmp_path, 16, 3)
+    assert [s.name for s in found.skipped] == ["red boat.png"]

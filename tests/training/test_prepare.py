@@ -11,6 +11,7 @@ from tests.training.conftest import SIDE, TINY_SPEC, draw_pictures
 from training.clusters import Cluster
 from training.data import load_folder
 from training.errors import ConfigError, DataError
+from training.files import digest_of
 from training.prepare import PreparedRun, Progress, default_spec, prepare_run
 from training.run import CLUSTERS_FILE, CODEC_FILE, RUN_FILE, Run, load_run
 
@@ -180,3 +181,25 @@ def test_bundled_run_prepares_as_measured(tmp_path: Path) -> None:
     table = torch.tensor(counts.counts, dtype=torch.float64)
     # Each caption's pictures sit mostly together: chance would leave the largest share at 0.31.
     assert float((table.max(0).values / table.sum(0)).mean()) > 0.6
+
+
+def test_caption_table_that_does_not_fit_the_run_is_refused(
+    prepared: PreparedRun, tmp_path: Path
+) -> None:
+    shared = copied(prepared, tmp_path)
+    facts = json.loads((shared / RUN_FILE).read_bytes())
+    table = json.loads((shared / "captions.json").read_bytes())
+    (first, *rest), other = table["counts"], table["other"]
+    for counts, leftover in (
+        ([first], other[:1]),
+        ([first[:1], *rest], other),
+        ([[first[0] + 1, *first[1:]], *rest], other),
+        ([[first[0] + 5, *first[1:]], *rest], [other[0] - 5, *other[1:]]),
+        (table["counts"], other[:1]),
+    ):
+        data = json.dumps({**table, "counts": counts, "other": leftover}).encode()
+        (shared / "captions.json").write_bytes(data)
+        facts["digests"]["captions.json"] = digest_of(data)
+        (shared / RUN_FILE).write_text(json.dumps(facts))
+        with pytest.raises(DataError, match="does not fit 2 clusters"):
+            _ = load_run(shared).caption_counts
