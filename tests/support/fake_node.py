@@ -1,6 +1,7 @@
 """A `NodeApi` with nothing behind it but what a test puts there, for the real HTTP server."""
 
 import base64
+import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -35,6 +36,7 @@ class FakeNode:
         generate_error: raised before the first event, if set.
         late_error: raised after the first progress event, if set.
         is_endless: `generate` never ends by itself.
+        is_silent: nor does it say anything.
         event_size: bytes of filler in each endless event.
         png: the pictures it draws.
         ended: set when a `generate` is over, however.
@@ -45,6 +47,7 @@ class FakeNode:
     generate_error: Exception | None = None
     late_error: Exception | None = None
     is_endless: bool = False
+    is_silent: bool = False
     event_size: int = 10
     is_stopped: bool = False
     on_stop: Callable[[], None] = lambda: None
@@ -180,7 +183,7 @@ class FakeNode:
             if self.late_error is not None:
                 raise self.late_error
         while self.is_endless:
-            await trio.sleep(0.01)
+            await trio.sleep(math.inf if self.is_silent else 0.01)
             yield {"event": "progress", "step": steps, "steps": steps, "x": "x" * self.event_size}
         for index in range(count):
             yield {

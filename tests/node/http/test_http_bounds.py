@@ -37,7 +37,8 @@ async def test_slow_body_is_408() -> None:
     async with running() as served, await served.connect() as stream:
         head = served.head("POST", "/api/v1/generate", Content_Length="100")
         await stream.send_all(head + b'{"prompt"')
-        status, answer = parse(await read_all(stream))
+        with trio.fail_after(5):
+            status, answer = parse(await read_all(stream))
         assert (status, answer["error"]["code"]) == (408, "timeout")
 
 
@@ -79,14 +80,17 @@ async def test_reader_that_takes_nothing_is_dropped_and_its_work_cancelled() -> 
         assert (await served.ask("GET", "/livez"))[0] == 200
 
 
-async def test_client_that_leaves_cancels_the_work() -> None:
-    node = FakeNode(is_endless=True)
+@pytest.mark.parametrize("is_silent", [False, True])
+async def test_client_that_leaves_cancels_the_work(is_silent: bool) -> None:
+    node = FakeNode(is_endless=True, is_silent=is_silent)
     async with running(node) as served:
         body = json.dumps(ASK).encode()
         stream = await served.connect()
         head = served.head("POST", "/api/v1/generate", Content_Length=str(len(body)))
         await stream.send_all(head + body)
-        assert b"200" in await stream.receive_some(1000)
+        seen = b""
+        while b'"step": 10' not in seen:
+            seen += await stream.receive_some(1000)
         await stream.aclose()
         with trio.fail_after(5):
             await node.ended.wait()
@@ -115,6 +119,16 @@ async def test_refused_uploads_do_not_hold_their_connections() -> None:
             with trio.fail_after(5):
                 status, _ = await served.ask("POST", "/api/v1/generate", body, Authorization="no")
             assert status == 401
+
+
+async def test_client_that_offers_http_2_is_answered_in_http_1() -> None:
+    async with running() as served, await served.connect() as stream:
+        head = served.head(
+            "GET", "/livez", Connection="Upgrade, HTTP2-Settings", Upgrade="h2c",
+            HTTP2_Settings="AAMAAABkAAQAAP__",
+        )  # fmt: skip
+        await stream.send_all(head)
+        assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_stop_is_prompt_while_a_reader_takes_nothing() -> None:
