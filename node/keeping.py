@@ -45,14 +45,20 @@ def keep_checkpoint(
     """Store a sealed manifest, pin its files, and let the cluster's older ones go."""
     cid = blobs.put(envelope)
     keep(blobs, cid, expert_label(cluster, samples), tuple(blob for blob, _ in blobs_of(files)))
-    drop_older(blobs, cluster)
+    drop_older(blobs, cluster, newest=cid)
     return cid
 
 
-def drop_older(blobs: BlobStore, cluster: ClusterId) -> None:
-    """Unpin all but the newest checkpoints of a cluster."""
+def drop_older(blobs: BlobStore, cluster: ClusterId, *, newest: BlobId) -> None:
+    """Unpin all but the newest checkpoints of a cluster.
+
+    Args:
+        blobs: the store.
+        cluster: whose.
+        newest: kept even if others saw more samples: an orphan may be ahead of its successor.
+    """
     prefix = f"expert/{cluster}/"
     pins = [pin for pin in blobs.pins() if pin.label.startswith(prefix)]
-    pins.sort(key=lambda pin: int(pin.label.removeprefix(prefix)))
+    pins.sort(key=lambda pin: (pin.root == newest, int(pin.label.removeprefix(prefix))))
     for pin in pins[:-_KEPT_PER_CLUSTER]:
         blobs.unpin(pin.root)

@@ -73,7 +73,7 @@ class Replicator:
         label = expert_label(record.cluster, record.samples)
         try:
             await context.fetcher.checkpoint(record.manifest, label=label, hints=(advert.owner,))
-            drop_older(context.blobs, record.cluster)
+            drop_older(context.blobs, record.cluster, newest=record.manifest)
             self._held.add(record.manifest)
             roots = [pin.root for pin in context.blobs.pins()]
             await announce_roots(context.swarm, context.identity, context.run, roots)

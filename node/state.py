@@ -5,6 +5,7 @@ never forgotten, or a paused owner could be believed. Statements are small enoug
 loop (tens of microseconds); nothing here waits for the network.
 """
 
+import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from node.errors import ErrorCode, NodeError
+from p2p.errors import StorageError
 from p2p.ids import BlobId, ClusterId, PeerId, RunId
 
 SCHEMA_VERSION: Final = 1
@@ -20,6 +22,7 @@ _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE epochs (
     run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    owner TEXT, taken_at REAL,
     PRIMARY KEY (run, cluster)
 ) STRICT;
 CREATE TABLE peers (
@@ -29,19 +32,21 @@ CREATE TABLE published (
     run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL, step INTEGER NOT NULL,
     samples INTEGER NOT NULL, manifest TEXT NOT NULL, size INTEGER NOT NULL, loss REAL NOT NULL,
     is_orphan INTEGER NOT NULL,
-    PRIMARY KEY (run, cluster)
+    PRIMARY KEY (run, cluster, is_orphan)
 ) STRICT;
 CREATE TABLE summaries (
     run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL, root TEXT NOT NULL,
     PRIMARY KEY (run, cluster)
 ) STRICT;
 """
+CREATION_SCRIPT: Final = f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+"""One transaction: a power cut leaves an empty file, which is made again, or all of it."""
 _MAX_PEERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The newest checkpoint of a cluster that this node made known."""
+    """The newest checkpoint of a cluster that this node made known, as its owner or as an orphan."""
 
     cluster: ClusterId
     epoch: int
@@ -54,14 +59,23 @@ class Published:
 
 
 class State:
-    """The node's memory on disk; see the module's docstring."""
+    """The node's memory on disk; see the module's docstring.
+
+    Every method raises `StorageError` if the disk refuses.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
 
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            raise StorageError(f"the node's database can't be written: {error}") from error
+
     def run(self) -> RunId | None:
         """The run this home belongs to, if it ever joined one."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
+        row = self._execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
         return RunId(row[0]) if row else None
 
     def bind_run(self, run: RunId) -> None:
@@ -77,27 +91,50 @@ class State:
                 f"this home already belongs to run {bound}, not {run}",
                 "use another home for the other run: paris-node --home DIR start --run ...",
             )
-        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run,))
+        self._execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run,))
 
     def highest_epoch(self, run: RunId, cluster: ClusterId) -> int:
         """Highest fencing epoch ever seen for a cluster; 0 if none."""
-        row = self._db.execute(
+        row = self._execute(
             "SELECT epoch FROM epochs WHERE run = ? AND cluster = ?", (run, cluster)
         ).fetchone()
         return int(row[0]) if row else 0
 
     def raise_epoch(self, run: RunId, cluster: ClusterId, epoch: int) -> None:
         """Remember `epoch` if it is higher than what is remembered; never goes back."""
-        self._db.execute(
-            "INSERT INTO epochs VALUES (?, ?, ?) ON CONFLICT (run, cluster) "
-            "DO UPDATE SET epoch = max(epoch, excluded.epoch)",
+        self._execute(
+            "INSERT INTO epochs VALUES (?, ?, ?, NULL, NULL) ON CONFLICT (run, cluster) "
+            "DO UPDATE SET epoch = excluded.epoch, owner = NULL, taken_at = NULL "
+            "WHERE excluded.epoch > epoch",
             (run, cluster, epoch),
+        )
+
+    def granted(self, run: RunId, cluster: ClusterId) -> tuple[int, PeerId | None, float]:
+        """Highest epoch seen granted, to whom, and when it began; 0, None, infinity if never."""
+        row = self._execute(
+            "SELECT epoch, owner, taken_at FROM epochs WHERE run = ? AND cluster = ?",
+            (run, cluster),
+        ).fetchone()
+        if row is None:
+            return 0, None, math.inf
+        owner = PeerId(row[1]) if row[1] is not None else None
+        return int(row[0]), owner, math.inf if row[2] is None else row[2]
+
+    def save_grant(
+        self, run: RunId, cluster: ClusterId, epoch: int, owner: PeerId | None, taken_at: float
+    ) -> None:
+        """Remember whose an epoch is and when it began; an older epoch changes nothing."""
+        self._execute(
+            "INSERT INTO epochs VALUES (?, ?, ?, ?, ?) ON CONFLICT (run, cluster) DO UPDATE SET "
+            "epoch = excluded.epoch, owner = excluded.owner, taken_at = excluded.taken_at "
+            "WHERE excluded.epoch >= epoch",
+            (run, cluster, epoch, owner, None if math.isinf(taken_at) else taken_at),
         )
 
     def remember_peer(self, peer: PeerId, address: str, now: float) -> None:
         """Keep an address that worked, for the next start; the oldest beyond 200 are forgotten."""
-        self._db.execute("INSERT OR REPLACE INTO peers VALUES (?, ?, ?)", (peer, address, now))
-        self._db.execute(
+        self._execute("INSERT OR REPLACE INTO peers VALUES (?, ?, ?)", (peer, address, now))
+        self._execute(
             "DELETE FROM peers WHERE peer NOT IN "
             "(SELECT peer FROM peers ORDER BY last_seen DESC LIMIT ?)",
             (_MAX_PEERS,),
@@ -105,12 +142,15 @@ class State:
 
     def known_addresses(self) -> tuple[str, ...]:
         """Addresses that worked, the freshest first."""
-        rows = self._db.execute("SELECT address FROM peers ORDER BY last_seen DESC").fetchall()
+        rows = self._execute("SELECT address FROM peers ORDER BY last_seen DESC").fetchall()
         return tuple(row[0] for row in rows)
 
     def save_published(self, run: RunId, item: Published) -> None:
-        """Remember the newest checkpoint published for a cluster."""
-        self._db.execute(
+        """Remember the newest checkpoint published for a cluster.
+
+        An orphan is kept beside what was published as the owner: it must not take its place.
+        """
+        self._execute(
             "INSERT OR REPLACE INTO published VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(run, item.cluster, item.epoch, item.step, item.samples, item.manifest),
@@ -119,10 +159,10 @@ class State:
         )
 
     def published(self, run: RunId) -> tuple[Published, ...]:
-        """Everything this node published for a run, one per cluster."""
-        rows = self._db.execute(
+        """Everything this node published for a run: at most an owner's and an orphan a cluster."""
+        rows = self._execute(
             "SELECT cluster, epoch, step, samples, manifest, size, loss, is_orphan "
-            "FROM published WHERE run = ? ORDER BY cluster",
+            "FROM published WHERE run = ? ORDER BY cluster, is_orphan",
             (run,),
         )
         return tuple(
@@ -141,13 +181,13 @@ class State:
 
     def save_summary(self, run: RunId, cluster: ClusterId, epoch: int, root: BlobId) -> None:
         """Remember the routing summary published for a cluster."""
-        self._db.execute(
+        self._execute(
             "INSERT OR REPLACE INTO summaries VALUES (?, ?, ?, ?)", (run, cluster, epoch, root)
         )
 
     def summaries(self, run: RunId) -> tuple[tuple[ClusterId, int, BlobId], ...]:
         """(cluster, epoch, summary) of everything summarised here."""
-        rows = self._db.execute(
+        rows = self._execute(
             "SELECT cluster, epoch, root FROM summaries WHERE run = ? ORDER BY cluster", (run,)
         )
         return tuple((ClusterId(row[0]), row[1], BlobId(row[2])) for row in rows)
@@ -180,8 +220,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == 0:
-        connection.executescript(_SCHEMA)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.executescript(CREATION_SCRIPT)
     elif version != SCHEMA_VERSION:
         raise NodeError(
             ErrorCode.REFUSED,

@@ -444,7 +444,7 @@ class World:
                 made = assemble(context, manifest, swarm)
                 self.nodes[name] = made
                 try:
-                    yield made
+                    return made
                 finally:
                     del self.nodes[name]
                     self.hub.stores.pop(swarm.child_id, None)
@@ -538,7 +538,7 @@ def saved_folder(world_folder: Path, samples: int, *, tag: str = "") -> Path:
 @pytest.fixture
 def world(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
-) -> Iterator[World]:
+) -> World:
     """An empty world under virtual time, with fake trainers.
 
     The test must ask for `autojump_clock` too: pytest-trio looks for a clock among its arguments.
@@ -546,7 +546,7 @@ def world(
     virtual_time(monkeypatch)
     made = World(tmp_path)
     monkeypatch.setattr(node.training_job, "open_worker", made.farm.open_worker)
-    yield made
+    return made
 
 
 __all__ = [
