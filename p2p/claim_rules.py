@@ -100,7 +100,7 @@ class Ownership:
     highest_epoch: int
     """To be remembered on disk: the highest token this reader has seen granted."""
     top_epoch: int
-    """The highest token on any live record, whether it counts or not; 0 if there is none."""
+    """The highest token on any well-dated record given, counting or not; 0 without one."""
     unverified: tuple[BlobId, ...]
     """Checkpoints that live claims show and `Progress` does not know: worth fetching."""
 

@@ -134,8 +134,12 @@ def witness(
     held = {one.claim.cluster for one in me.held}
     for view in views:
         ownership = view.ownership
-        is_behind = any(one.because is RefusedBecause.STALE for one in ownership.refused)
-        if is_behind and ownership.top_epoch < ownership.highest_epoch and view.cluster not in held:
+        live = [one for one in ownership.refused if one.because is not RefusedBecause.EXPIRED]
+        is_behind = any(one.because is RefusedBecause.STALE for one in live)
+        is_told = ownership.claim is not None or any(
+            one.claim.record.epoch >= ownership.highest_epoch for one in live
+        )
+        if is_behind and not is_told and view.cluster not in held:
             return Claim(
                 run=run,
                 cluster=view.cluster,

@@ -5,7 +5,6 @@ A record says *what*; who said it, under which key and until when is the envelop
 """
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -16,14 +15,20 @@ from p2p.limits import (
     MAX_ADDRESS_LENGTH,
     MAX_ADDRESSES,
     MAX_CLUSTERS,
-    MAX_EPOCH,
     MAX_FILE_NAME,
     MAX_FILE_SIZE,
-    MAX_LABEL,
     MAX_LEASE_S,
     MAX_MANIFEST_FILES,
     MAX_RECEIPT_EXPERTS,
     MAX_SAMPLES,
+)
+from p2p.record_checks import (
+    check_count,
+    check_files,
+    check_labels,
+    check_progress,
+    check_texts,
+    check_token,
 )
 
 KEY_PREFIX: Final = "paris/1"
@@ -83,7 +88,7 @@ class FileSet:
             DecodeError: if two files have one name.
             LimitError: if there are too many files.
         """
-        _check_files(self.files)
+        check_files([entry.name for entry in self.files])
 
     @property
     def size(self) -> int:
@@ -156,7 +161,7 @@ class RunManifest:
             )
         if not 0 < self.save_samples <= self.budget_samples <= MAX_SAMPLES:
             raise DecodeError("run manifest: expected 0 < save_samples <= budget_samples")
-        _check_labels(self.name, self.preset, self.min_version)
+        check_labels(self.name, self.preset, self.min_version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +187,10 @@ class NodeRecord:
             DecodeError: if a name or an address is not printable text.
             LimitError: if there are too many addresses or one is too long.
         """
-        _check_labels(self.name, self.version)
+        check_labels(self.name, self.version)
         for addresses in (self.host_addresses, self.bulk_addresses):
-            _check_count("addresses", addresses, MAX_ADDRESSES)
-            _check_texts("address", addresses, MAX_ADDRESS_LENGTH)
+            check_count("addresses", addresses, MAX_ADDRESSES)
+            check_texts("address", addresses, MAX_ADDRESS_LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,7 @@ class Claim:
         Raises:
             DecodeError: if a field is out of range.
         """
-        _check_token("claim", self.cluster, self.epoch)
+        check_token("claim", self.cluster, self.epoch)
         if not (self.renewal >= 0 and self.samples <= MAX_SAMPLES):
             raise DecodeError(f"claim: renewal or samples out of range in {self}")
         if not self.issued_at < self.expires_at <= self.issued_at + MAX_LEASE_S:
@@ -242,9 +247,9 @@ class CheckpointManifest:
             DecodeError: if a number is out of range or two files have one name.
             LimitError: if there are too many files.
         """
-        _check_token("checkpoint", self.cluster, self.epoch)
-        _check_progress("checkpoint", self.step, self.samples)
-        _check_files(self.files)
+        check_token("checkpoint", self.cluster, self.epoch)
+        check_progress("checkpoint", self.step, self.samples)
+        check_files([entry.name for entry in self.files])
 
     @property
     def size(self) -> int:
@@ -269,13 +274,9 @@ class ExpertAdvert:
     issued_at: float
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            DecodeError: if a number is out of range.
-        """
-        _check_token("expert advert", self.cluster, self.epoch)
-        _check_progress("expert advert", self.step, self.samples)
+        """Check ranges; raises `DecodeError`."""
+        check_token("expert advert", self.cluster, self.epoch)
+        check_progress("expert advert", self.step, self.samples)
         if not 0 <= self.size <= MAX_MANIFEST_FILES * MAX_FILE_SIZE:
             raise DecodeError(f"expert advert: size out of range in {self}")
 
@@ -291,12 +292,8 @@ class RouterAdvert:
     issued_at: float
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            DecodeError: if the cluster or the epoch is out of range.
-        """
-        _check_token("router advert", self.cluster, self.epoch)
+        """Check ranges; raises `DecodeError`."""
+        check_token("router advert", self.cluster, self.epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,8 +329,8 @@ class ImageReceipt:
             DecodeError: if a number is out of range or a text is not printable.
             LimitError: if there are more experts than a run can have.
         """
-        _check_labels(self.strategy, self.sampler)
-        _check_count("experts", self.experts, MAX_RECEIPT_EXPERTS)
+        check_labels(self.strategy, self.sampler)
+        check_count("experts", self.experts, MAX_RECEIPT_EXPERTS)
         if self.seed < 0 or self.steps < 1 or self.seconds < 0 or self.guidance < 0:
             raise DecodeError(f"receipt: a number is out of range in {self}"[:500])
         if not all(0 <= cluster < MAX_CLUSTERS for cluster, _, _ in self.experts):
@@ -399,38 +396,3 @@ def is_home_of(record: Record, owner: PeerId, key: str) -> bool:
             return key == BLOB_KEY
         case _:
             assert_never(record)
-
-
-def _check_token(what: str, cluster: int, epoch: int) -> None:
-    if not (0 <= cluster < MAX_CLUSTERS and 1 <= epoch <= MAX_EPOCH):
-        raise DecodeError(f"{what}: cluster {cluster} or epoch {epoch} is out of range")
-
-
-def _check_progress(what: str, step: int, samples: int) -> None:
-    if not (0 <= step <= MAX_SAMPLES and 0 <= samples <= MAX_SAMPLES):
-        raise DecodeError(f"{what}: step {step} or samples {samples} is out of range")
-
-
-def _check_files(files: Sequence[FileEntry]) -> None:
-    _check_count("files", files, MAX_MANIFEST_FILES)
-    names = {entry.name.lower() for entry in files}  # some file systems fold case
-    if len(names) != len(files):
-        raise DecodeError("files: two of them have one name")
-
-
-def _check_count(what: str, items: Sequence[object], limit: int) -> None:
-    if len(items) > limit:
-        raise LimitError(f"{what}: got {len(items)}, the limit is {limit}")
-
-
-def _check_labels(*texts: str) -> None:
-    _check_texts("label", texts, MAX_LABEL)
-
-
-def _check_texts(what: str, texts: Iterable[str], limit: int) -> None:
-    """Check what will reach a terminal or a dialler: no control characters, bounded."""
-    for text in texts:
-        if len(text) > limit:
-            raise LimitError(f"{what}: got {len(text)} characters, the limit is {limit}")
-        if not text.isprintable():
-            raise DecodeError(f"{what} {text!r}: expected printable characters only")

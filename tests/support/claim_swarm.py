@@ -106,6 +106,8 @@ class Swarm:
         """One network again: everybody learns what anybody knew."""
         self.island = dict.fromkeys(self.island, 0)
         self.deliver_all()
+        for node in self.nodes:  # a DHT drops what has expired
+            node.view = {k: v for k, v in node.view.items() if v.record.expires_at > self.now(node)}
         everything = [record for node in self.nodes for record in node.view.values()]
         for node in self.nodes:
             for record in everything:
