@@ -125,6 +125,7 @@ class GuardedPubsub(Pubsub):
         self._failures = FailureLog(counts)
         self._subscriptions: dict[str, Subscription] = {}
         self._writing = 0
+        self._opening: set[Any] = set()
         self._publish_budget = PublishBudget()
         self._forwarders = Budgets(
             rate_per_s=limits.MAX_GOSSIP_PER_FORWARDER_PER_S,
@@ -176,6 +177,16 @@ class GuardedPubsub(Pubsub):
             return bool(await super().write_msg(stream, rpc_msg))
         finally:
             self._writing -= 1
+
+    async def _handle_new_peer(self, peer_id: Any) -> None:  # noqa: ANN401
+        """Open our gossip stream to a peer: one, though two connections may announce it at once."""
+        if peer_id in self._opening:
+            return
+        self._opening.add(peer_id)
+        try:
+            await super()._handle_new_peer(peer_id)
+        finally:
+            self._opening.discard(peer_id)
 
     async def handle_dead_peer_queue(self) -> None:
         """Forget peers whose gossip stream died with its connection.

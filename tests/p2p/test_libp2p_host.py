@@ -254,6 +254,32 @@ async def test_a_validator_cannot_be_skipped_by_an_old_message_number() -> None:
                 at_node.receive_nowait()
 
 
+async def test_two_connections_at_once_make_one_gossip_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nodes that dial each other at once: of two streams, messages queued on one were lost."""
+    async with open_host(settings("alice")) as alice, open_host(settings("bob")) as bob:
+        await alice.connect(bob.listening()[0], timeout_s=5)
+        assert alice._stack is not None
+        pubsub, peer = alice._stack.pubsub, ID.from_base58(bob.peer)
+        await eventually(lambda: peer in pubsub.peers)
+        opened = 0
+        new_stream = pubsub.host.new_stream
+
+        async def count(*arguments: Any) -> Any:
+            nonlocal opened
+            opened += 1
+            return await new_stream(*arguments)
+
+        monkeypatch.setattr(pubsub.host, "new_stream", count)
+        del pubsub.peers[peer]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pubsub._handle_new_peer, peer)
+            nursery.start_soon(pubsub._handle_new_peer, peer)
+        assert opened == 1
+        assert peer in pubsub.peers
+
+
 async def test_rejected_messages_silence_a_neighbour_but_ignored_ones_do_not() -> None:
     def rules(_peer: PeerId, data: bytes) -> Verdict:
         return {b"r": Verdict.REJECT, b"i": Verdict.IGNORE}.get(data[:1], Verdict.ACCEPT)
