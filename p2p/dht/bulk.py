@@ -27,7 +27,7 @@ from p2p.errors import (
     TransportError,
 )
 from p2p.ids import BlobId
-from p2p.limits import DIAL_TIMEOUT_S, FIRST_BYTE_TIMEOUT_S, REQUEST_TIMEOUT_S
+from p2p.limits import CHUNK_SIZE, DIAL_TIMEOUT_S, FIRST_BYTE_TIMEOUT_S, REQUEST_TIMEOUT_S
 from p2p.transfer import (
     UNKNOWN_SIZE,
     Asking,
@@ -48,6 +48,8 @@ __all__ = ["OpenStream", "PullTiming", "ServeGate", "pull", "serve_stream"]
 OpenStream = Callable[[str], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 """Opens a `transfer.PROTOCOL` stream to a peer id; raises `TransportError` or `OSError`."""
 
+Wanted = tuple[tuple[BlobId, int], ...]
+
 _READ_SIZE: Final = 256 * 1024
 _PROGRESS_EVERY_S: Final = 0.1
 _LOOK_AGAIN_S: Final = 0.25
@@ -62,6 +64,8 @@ class PullTiming:
     first_byte_s: float = FIRST_BYTE_TIMEOUT_S
     idle_s: float = REQUEST_TIMEOUT_S
     """Between two pieces of an answer."""
+    blob_s: float = 120.0
+    """For one blob, our own cap aside: 9 kB/s, so that who trickles cannot hold a pull."""
     retry_s: tuple[float, ...] = (0.25, 1.0, 2.0)
     """Pauses before a provider is tried again; one failure more in a row and it is given up."""
 
@@ -121,6 +125,9 @@ class _Pull:
         self.schedule = Schedule(wanted.items(), (peer.peer_id for peer in job.providers))
         self.throttle = Throttle(job.max_bytes_per_s)
         self.timing = timing
+        self.blob_s = timing.blob_s
+        if job.max_bytes_per_s is not None:
+            self.blob_s += 2 * CHUNK_SIZE * len(job.providers) / job.max_bytes_per_s
         self.root = job.store_root
         self._present_blobs = len(present)
         self._present_bytes = sum(present.values())
@@ -194,12 +201,15 @@ class _Pull:
         self.notify()
 
     async def _session(self, peer: str) -> None:
+        wanted = self.schedule.ask(peer, time.monotonic())
+        if not wanted:
+            return await self.wait_for_change()  # a stream is opened when there is something to ask
         async with asyncio.timeout(self.timing.dial_s):
             reader, writer = await self._open_stream(peer)
         self._open += 1
         session = _Session(self, peer, reader, writer)
         try:
-            await session.run()
+            await session.run(wanted)
         finally:
             self._open -= 1
             await session.close()
@@ -253,12 +263,15 @@ class _Session:
         self._asking = Asking()
         self._storing: asyncio.Task[None] | None = None
         self._has_heard = False
+        self._due = 0.0
+        """When the next blob must be whole, monotonic."""
 
-    async def run(self) -> None:
-        """Work until the provider is of no more use; raises what made it fail."""
+    async def run(self, wanted: Wanted) -> None:
+        """Ask for `wanted`, and for more until the provider is of no more use."""
         try:
+            self._ask(wanted)
             while self._pull.schedule.is_useful(self._peer):
-                self._ask()
+                self._ask(self._pull.schedule.ask(self._peer, time.monotonic()))
                 if self._asking.outstanding:
                     await self._receive()
                 elif self._storing is not None:
@@ -277,15 +290,19 @@ class _Session:
         if self._storing is not None:
             await asyncio.gather(self._storing, return_exceptions=True)
 
-    def _ask(self) -> None:
-        wanted = self._pull.schedule.ask(self._peer, time.monotonic())
-        if wanted:
-            self._has_heard = self._has_heard and self._asking.outstanding > 0
-            self._writer.write(self._asking.ask(wanted))
+    def _ask(self, wanted: Wanted) -> None:
+        if not wanted:
+            return
+        if not self._asking.outstanding:
+            self._has_heard = False
+            self._due = time.monotonic() + self._pull.blob_s
+        self._writer.write(self._asking.ask(wanted))
 
     async def _receive(self) -> None:
         timing = self._pull.timing
         limit_s = timing.idle_s if self._has_heard else timing.first_byte_s
+        if time.monotonic() >= self._due:
+            raise StreamClosedError(f"no whole blob came for {self._pull.blob_s:.0f} s")
         try:
             async with asyncio.timeout(limit_s):
                 data = await self._reader.read(self._pull.throttle.piece_size(_READ_SIZE))
@@ -295,6 +312,7 @@ class _Session:
             raise StreamClosedError("the provider ended the stream before the answer")
         self._has_heard = True
         for event in self._asking.receive(data):
+            self._due = time.monotonic() + self._pull.blob_s
             match event:
                 case BlobReceived():
                     await self._stored()

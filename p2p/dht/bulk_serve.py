@@ -17,6 +17,7 @@ from p2p.errors import BlobMissingError, PeerError, StorageError
 from p2p.ids import BlobId
 from p2p.limits import (
     BULK_REFUSAL_PAUSE_S,
+    FIRST_BYTE_TIMEOUT_S,
     IDLE_STREAM_TIMEOUT_S,
     MAX_BULK_STREAMS,
     MAX_BULK_STREAMS_PER_PEER,
@@ -51,6 +52,7 @@ class ServeGate:
         self._per_peer = max_streams_per_peer
         self._total = max_streams
         self._streams: Counter[str] = Counter()
+        self._turned_away = 0
         self.throttle = Throttle(max_bytes_per_s)
         """May be exchanged while streams run."""
         self.served_bytes = 0
@@ -61,6 +63,17 @@ class ServeGate:
             return False
         self._streams[peer] += 1
         return True
+
+    def enter_refusal(self) -> bool:
+        """Whether one more stream gets a polite refusal; call `leave_refusal` after it if so."""
+        if self._turned_away >= self._total:
+            return False
+        self._turned_away += 1
+        return True
+
+    def leave_refusal(self) -> None:
+        """A refusal was given."""
+        self._turned_away -= 1
 
     def leave(self, peer: str) -> None:
         """A stream of `peer` ended."""
@@ -87,16 +100,24 @@ async def serve_stream(
         writer: to the peer.
         gate: limits shared by all streams.
     """
-    is_admitted = gate.enter(peer)
     stream = _Stream(store_root, reader, writer, gate)
     try:
-        await (stream.serve() if is_admitted else stream.turn_away())
+        if gate.enter(peer):
+            try:
+                await stream.serve()
+            finally:
+                gate.leave(peer)
+        elif gate.enter_refusal():
+            try:
+                await stream.turn_away()
+            finally:
+                gate.leave_refusal()
+        else:
+            writer.transport.abort()
     except (PeerError, OSError) as error:  # OSError: gone, or a deadline passed
         logger.debug("stream of %s ended: %s", peer, error or "too slow")
         writer.transport.abort()  # a close would go on trying to send what is buffered
     finally:
-        if is_admitted:
-            gate.leave(peer)
         writer.close()
 
 
@@ -115,7 +136,9 @@ class _Stream:
         self._serving = Serving()
 
     async def serve(self) -> None:
-        while asked := await self._requests():
+        limit_s = FIRST_BYTE_TIMEOUT_S
+        while asked := await self._requests(limit_s):
+            limit_s = IDLE_STREAM_TIMEOUT_S
             queue = deque(asked)
             ahead = self._read(queue[0])
             try:
@@ -131,20 +154,18 @@ class _Stream:
 
     async def turn_away(self) -> None:
         """Answer the first request with BUSY and end."""
-        asked = await self._requests()
+        asked = await self._requests(FIRST_BYTE_TIMEOUT_S)
         if asked:
             self._writer.write(self._serving.answer(asked[0], Status.BUSY))
             await self._drain()
 
-    async def _requests(self) -> list[BlobId]:
-        """The next blobs asked for; none at the end of the stream."""
-        while True:
-            async with asyncio.timeout(IDLE_STREAM_TIMEOUT_S):
-                data = await self._reader.read(_READ_SIZE)
-            if not data:
-                return []
-            if asked := self._serving.receive(data):
-                return asked
+    async def _requests(self, limit_s: float) -> list[BlobId]:
+        """The next blobs asked for, whole requests within `limit_s`; none at the stream's end."""
+        async with asyncio.timeout(limit_s):
+            while data := await self._reader.read(_READ_SIZE):
+                if asked := self._serving.receive(data):
+                    return asked
+        return []
 
     def _read(self, blob: BlobId) -> asyncio.Task[bytes | None]:
         return asyncio.create_task(asyncio.to_thread(_read_checked, self._root, blob))

@@ -188,6 +188,21 @@ def test_silent_provider_is_given_up_at_its_deadline(
     assert result.fetched_blobs == sent // 20_000
 
 
+def test_provider_that_trickles_is_given_up(tmp_path: Path) -> None:
+    wanted = random_blobs(tmp_path / "a", 1)
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        for byte in have(wanted[0][0], read_blob(tmp_path / "a", wanted[0][0])):
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    timing = PullTiming(first_byte_s=1, idle_s=1, blob_s=0.15, retry_s=())
+    result = run_pull({"trickle": trickle}, wanted, tmp_path / "b", timing=timing)
+    assert "no whole blob came" in dict(result.failed_peers)["trickle"]
+
+
 def test_stalled_provider_is_overtaken_long_before_its_deadline(tmp_path: Path) -> None:
     wanted = random_blobs(tmp_path / "a", 8)
     stalled = breaking_off(tmp_path / "a", 25_000, hangs=True)

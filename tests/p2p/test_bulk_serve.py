@@ -139,14 +139,55 @@ def test_reader_that_takes_nothing_is_cut_off(
     assert gate.enter("p")
 
 
-def test_idle_stream_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def _served_for(root: Path, sent: list[bytes], pause_s: float) -> float:
+    """Seconds that `serve_stream` bears a peer who sends `sent` with pauses and then nothing."""
+    ours, theirs = socket.socketpair()
+    streams = await asyncio.open_unix_connection(sock=theirs)
+    started = time.monotonic()
+    task = asyncio.create_task(serve_stream(root, "p", *streams, ServeGate()))
+    for piece in sent:
+        if not task.done():
+            ours.send(piece)
+            await asyncio.sleep(pause_s)
+    async with asyncio.timeout(5):
+        await task
+    ours.close()
+    return time.monotonic() - started
+
+
+def test_stream_without_a_first_request_is_closed_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2p.dht.bulk_serve.FIRST_BYTE_TIMEOUT_S", 0.05)
+    assert asyncio.run(_served_for(tmp_path, [], 0.0)) < 2
+
+
+def test_idle_stream_is_closed_after_the_idle_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("p2p.dht.bulk_serve.IDLE_STREAM_TIMEOUT_S", 0.05)
+    wanted = random_blobs(tmp_path / "a", 1)
+    request = Asking().ask(wanted)
+    assert asyncio.run(_served_for(tmp_path / "a", [request], 0.0)) < 2
 
-    async def main() -> None:
-        ours, theirs = socket.socketpair()
-        streams = await asyncio.open_unix_connection(sock=theirs)
-        async with asyncio.timeout(5):
-            await serve_stream(tmp_path, "p", *streams, ServeGate())
-        ours.close()
 
-    asyncio.run(main())
+def test_request_that_trickles_is_cut_off_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2p.dht.bulk_serve.FIRST_BYTE_TIMEOUT_S", 0.1)
+    trickle = [b"\0"] * 3 + [b"\x20"] + [b"d"] * 31
+    assert asyncio.run(_served_for(tmp_path, trickle, 0.04)) < 2
+
+
+def test_streams_beyond_the_polite_refusals_are_dropped_at_once(tmp_path: Path) -> None:
+    ((blob, size),) = random_blobs(tmp_path / "a", 1)
+    gate = ServeGate(max_streams=1)
+    assert gate.enter("held")
+    request = Asking().ask([(blob, size)])
+    assert asyncio.run(_converse(tmp_path / "a", gate, request))[0] == Status.BUSY
+    assert gate.enter_refusal()
+    try:
+        answer = asyncio.run(_converse(tmp_path / "a", gate, request))
+    except ConnectionError:
+        answer = b""
+    assert answer == b""

@@ -120,6 +120,18 @@ def test_blob_of_unknown_size_is_taken_up_to_the_chunk_size(length: int, is_take
             asking.receive(header)
 
 
+def test_blob_in_single_bytes_is_held_in_few_pieces() -> None:
+    data = bytes(range(256)) * 40
+    asking = Asking()
+    asking.ask([(blob_id(data), len(data))])
+    answer = have(blob_id(data), data)
+    events = [event for byte in answer for event in asking.receive(bytes([byte]))]
+    (event,) = events
+    assert isinstance(event, BlobReceived)
+    assert len(event.pieces) == 1
+    check_blob(event.blob, event.pieces)
+
+
 def test_altered_bytes_do_not_pass_the_check() -> None:
     check_blob(blob_id(b"abcd"), [b"ab", b"cd"])
     for pieces in ([b"ab", b"ce"], [b"cd", b"ab"], [b"abc"], [b"abcd", b"\0"], []):
