@@ -261,7 +261,8 @@ async def _cluster_ready(context: NodeContext, claiming: Claiming, clusters: int
     with trio.move_on_after(_CLAIM_PATIENCE_S):
         await claiming.first_round.wait()
     held = tuple(int(one.claim.cluster) for one in claiming.held())
-    return ClusterReady(held, clusters, claiming.reason or "looking for a cluster")
+    note = "" if held else claiming.reason or "looking for a cluster"
+    return ClusterReady(held, clusters, note)
 
 
 async def _stop_on_signal(stop: trio.Event) -> None:

@@ -39,7 +39,7 @@ class Catalog:
     context: NodeContext
     manifest: RunManifest
     _adverts: dict[ClusterId, dict[PeerId, Advert]] = field(default_factory=dict)
-    _summaries: dict[ClusterId, Verified[RouterAdvert]] = field(default_factory=dict)
+    _summaries: dict[ClusterId, dict[PeerId, Verified[RouterAdvert]]] = field(default_factory=dict)
     _fences: dict[ClusterId, Fence] = field(default_factory=dict)
     _refreshed_at: float = -math.inf
     refused: int = 0
@@ -73,9 +73,24 @@ class Catalog:
             return None
         return best
 
-    def summary(self, cluster: ClusterId) -> Verified[RouterAdvert] | None:
-        """The newest routing summary of a cluster."""
-        return self._summaries.get(cluster)
+    def summaries(self, cluster: ClusterId) -> tuple[Verified[RouterAdvert], ...]:
+        """Live routing summaries of a cluster, the best first: of whom its best experts are.
+
+        Epochs decide only among those: anybody can write a high one into a record of its own.
+        """
+        now = now_s()
+        owners = [advert.owner for advert in self.adverts(cluster)]
+        live = [
+            summary
+            for summary in self._summaries.get(cluster, {}).values()
+            if summary.expires_at is not None and summary.expires_at > now
+        ]
+
+        def order(summary: Verified[RouterAdvert]) -> tuple[int, int]:
+            rank = owners.index(summary.owner) if summary.owner in owners else len(owners)
+            return (rank, -summary.record.epoch)
+
+        return tuple(sorted(live, key=order))
 
     def is_complete(self, cluster: ClusterId) -> bool:
         """Whether an owner advertises the whole budget."""
@@ -92,15 +107,18 @@ class Catalog:
         """The newest fencing token this node has seen granted on a cluster."""
         found = self._fences.get(cluster)
         if found is None:
-            epoch = self.context.state.highest_epoch(self.context.run, cluster)
-            found = self._fences[cluster] = Fence(cluster, epoch=epoch)
+            epoch, owner, taken_at = self.context.state.granted(self.context.run, cluster)
+            found = self._fences[cluster] = Fence(cluster, epoch, owner, taken_at)
         return found
 
     def note_ownership(self, ownership: Ownership) -> None:
-        """Raise a cluster's fence after a reading of its claims."""
-        fence = self.fence(ownership.cluster)
-        policy = self.manifest.claim_policy
-        self._fences[ownership.cluster] = fence.raised(ownership, policy=policy)
+        """Raise a cluster's fence after a reading of its claims, on disk first."""
+        before = self.fence(ownership.cluster)
+        after = before.raised(ownership, policy=self.manifest.claim_policy)
+        grant = (after.epoch, after.owner, after.taken_at)
+        if grant != (before.epoch, before.owner, before.taken_at):
+            self.context.state.save_grant(self.context.run, ownership.cluster, *grant)
+        self._fences[ownership.cluster] = after
 
     def add(self, advert: Advert) -> bool:
         """Take an opened advert; says whether it told of a checkpoint not known before."""
@@ -119,7 +137,13 @@ class Catalog:
         previous = known.get(advert.owner)
         if previous is None or previous.record.issued_at < record.issued_at:
             known[advert.owner] = advert
+            self._forget_some(known)
         return previous is None or previous.record.manifest != record.manifest
+
+    def _forget_some(self, known: dict[PeerId, Advert]) -> None:
+        """Drop the adverts that expire first, beyond as many as one key is read for."""
+        while len(known) > MAX_OWNERS_PER_KEY:
+            del known[min(known, key=lambda owner: known[owner].expires_at or 0.0)]
 
     async def refresh(
         self, clusters: Iterable[ClusterId] | None = None, *, max_age_s: float = 0.0
@@ -169,11 +193,13 @@ class Catalog:
             try:
                 advert = open_signed(RouterAdvert, stored.value, key=key, now=now_s())
             except PeerError as error:
+                self.refused += 1
                 logger.info("summary advert dropped: %s", error)
                 continue
-            known = self._summaries.get(cluster)
-            if known is None or advert.record.epoch >= known.record.epoch:
-                self._summaries[cluster] = advert
+            known = self._summaries.setdefault(cluster, {})
+            previous = known.get(advert.owner)
+            if previous is None or previous.record.issued_at < advert.record.issued_at:
+                known[advert.owner] = advert
 
     async def replicas(self, advert: Advert) -> int:
         """How many nodes say they hold an advert's checkpoint."""

@@ -194,6 +194,8 @@ class Membership:
             alone = not self.context.host.connected()
             if not alone:
                 self.network = "connected"
+            elif not self.network.startswith("0 peers"):
+                self.network = "0 peers"
             await trio.sleep(_LOOK_AROUND_ALONE_S if alone else _LOOK_AROUND_S)
 
     async def _read_node_records(self) -> None:

@@ -96,6 +96,10 @@ class Worker:
             self._pending += [decode_message(frame) for frame in self._decoder.feed(data)]
         return self._pending.pop(0)
 
+    def kill(self) -> None:
+        """SIGKILL: for a worker that has nothing to save."""
+        self._process.kill()
+
     async def finish(self, grace_s: float) -> None:
         """Close the line and wait; then SIGTERM, then SIGKILL. Works under cancellation."""
         with trio.CancelScope(shield=True):

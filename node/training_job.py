@@ -25,8 +25,10 @@ from p2p.records import RunManifest
 
 logger = logging.getLogger(__name__)
 
-_GRACE_S: Final = 4.0
-"""A trainer finishes its step, saves and leaves in this time; the node promises 5 s in all."""
+_STOP_S: Final = 3.0
+"""A trainer asked to stop finishes its step, saves and says so in this time."""
+_GRACE_S: Final = 0.5
+"""Then its process ends; the node promises 5 s in all."""
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
 
@@ -61,6 +63,8 @@ class TrainingJob:
     lost_claim: bool = False
     """Set before the job is cancelled when the cluster went to another owner."""
     _parent: BlobId | None = None
+    _is_started: bool = False
+    """Whether the worker that runs now has made a step."""
 
     async def run(self) -> None:
         """Train to the end of the budget. Cancel to stop: the trainer then saves and leaves."""
@@ -81,11 +85,14 @@ class TrainingJob:
         log = self.context.config.paths.worker_log("trainer")
         async with open_worker("node.workers.trainer", log=log, grace_s=_GRACE_S) as worker:
             self.progress.pid = worker.pid
+            self._is_started = False
             await worker.send(order)
             try:
                 await self._follow(worker)
             except trio.Cancelled:
-                with trio.move_on_after(_GRACE_S) as scope:
+                if not self._is_started:
+                    worker.kill()  # still importing torch: nothing to save, no ear for a request
+                with trio.move_on_after(_STOP_S) as scope:
                     scope.shield = True
                     await self._stop(worker)
                 raise
@@ -160,6 +167,7 @@ class TrainingJob:
                 path = Path(str(message["path"]))
                 await self.publisher.summary(self.cluster, self.epoch, path)
             case {"kind": "started"}:
+                self._is_started = True
                 self.context.journal.write(
                     "training", cluster=self.cluster, epoch=self.epoch, samples=message["samples"]
                 )
