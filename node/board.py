@@ -24,6 +24,8 @@ from p2p.records import Claim, claim_key
 logger = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 8
+_MOST_BASES: Final = 3
+"""Checkpoints of a cluster that are looked at: the best, and what is left if it is gone."""
 _VERIFY_PATIENCE_S: Final = 5.0
 """For fetching manifests within one reading; what is not here by then counts next time."""
 
@@ -59,14 +61,14 @@ class Board:
             for cluster, ownership in self.ownerships.items()
             for blob in ownership.unverified
         ]
-        for cluster in self.catalog.clusters():
-            base = self.catalog.base(cluster)
-            if base is not None and base.record.manifest not in self._progress.checkpoints:
-                unverified.append((base.record.manifest, cluster))
+        unverified += [
+            (base.record.manifest, cluster)
+            for cluster in self.catalog.clusters()
+            for base in self.catalog.bases(cluster)[:_MOST_BASES]
+            if base.record.manifest not in self._progress.checkpoints
+        ]
         if unverified:
-            with trio.move_on_after(_VERIFY_PATIENCE_S):
-                for blob, cluster in unverified:
-                    await self._verify(blob, cluster)
+            await self._verify_all(unverified)
             self._resolve(claims)
 
     def views(self) -> tuple[ClusterView, ...]:
@@ -74,8 +76,10 @@ class Board:
         return tuple(self._view(ownership) for ownership in self.ownerships.values())
 
     def _view(self, ownership: Ownership) -> ClusterView:
-        base = self.catalog.base(ownership.cluster)
-        if base is None or base.record.manifest not in self._progress.checkpoints:
+        verified = self._progress.checkpoints
+        bases = self.catalog.bases(ownership.cluster)
+        base = next((one for one in bases if one.record.manifest in verified), None)
+        if base is None:
             return ClusterView(ownership, None, 0, is_complete=False, last_trained_at=None)
         samples = self._progress.checkpoints[base.record.manifest].samples
         return ClusterView(
@@ -138,6 +142,19 @@ class Board:
             if ownership.highest_epoch > context.state.highest_epoch(context.run, cluster):
                 context.state.raise_epoch(context.run, cluster, ownership.highest_epoch)
             self.catalog.note_ownership(ownership)
+
+    async def _verify_all(self, unverified: list[tuple[BlobId, ClusterId]]) -> None:
+        """Side by side: one that nobody gives must not hold up the others."""
+        limiter = trio.CapacityLimiter(_AT_ONCE)
+
+        async def verify(blob: BlobId, cluster: ClusterId) -> None:
+            async with limiter:
+                await self._verify(blob, cluster)
+
+        with trio.move_on_after(_VERIFY_PATIENCE_S):
+            async with trio.open_nursery() as nursery:
+                for blob, cluster in dict.fromkeys(unverified):
+                    nursery.start_soon(verify, blob, cluster)
 
     async def _verify(self, blob: BlobId, cluster: ClusterId) -> None:
         """Fetch a checkpoint's manifest: progress counts when somebody can give it."""

@@ -8,7 +8,7 @@ another took over overwrites nothing.
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
@@ -39,6 +39,8 @@ class Catalog:
     context: NodeContext
     manifest: RunManifest
     _adverts: dict[ClusterId, dict[PeerId, Advert]] = field(default_factory=dict)
+    _earlier: dict[ClusterId, dict[PeerId, Advert]] = field(default_factory=dict)
+    """What each owner advertised before: its newest may have died with it."""
     _summaries: dict[ClusterId, dict[PeerId, Verified[RouterAdvert]]] = field(default_factory=dict)
     _fences: dict[ClusterId, Fence] = field(default_factory=dict)
     _refreshed_at: float = -math.inf
@@ -72,6 +74,18 @@ class Catalog:
         if best is None or self.fence(cluster).judge(best) is not Standing.CURRENT:
             return None
         return best
+
+    def bases(self, cluster: ClusterId) -> tuple[Advert, ...]:
+        """All adverts to continue training from, the best first, then what they replaced."""
+        fence = self.fence(cluster)
+        newest = [one for one in self.adverts(cluster) if fence.judge(one) is Standing.CURRENT]
+        now, timeless = now_s(), replace(fence, newest={})
+        earlier = [
+            one
+            for one in self._earlier.get(cluster, {}).values()
+            if (one.expires_at or 0.0) > now and timeless.judge(one) is Standing.CURRENT
+        ]
+        return (*newest, *sorted(earlier, key=_progress, reverse=True))
 
     def summaries(self, cluster: ClusterId) -> tuple[Verified[RouterAdvert], ...]:
         """Live routing summaries of a cluster, the best first: of whom its best experts are.
@@ -135,15 +149,26 @@ class Catalog:
         self._fences[record.cluster] = self.fence(record.cluster).passed(advert)
         known = self._adverts.setdefault(record.cluster, {})
         previous = known.get(advert.owner)
-        if previous is None or previous.record.issued_at < record.issued_at:
+        is_news = previous is None or previous.record.manifest != record.manifest
+        if previous is None or _age(previous) < _age(advert):
+            if previous is not None and is_news:
+                self._earlier.setdefault(record.cluster, {})[advert.owner] = previous
             known[advert.owner] = advert
-            self._forget_some(known)
-        return previous is None or previous.record.manifest != record.manifest
+            self._forget_some(record.cluster)
+        return is_news
 
-    def _forget_some(self, known: dict[PeerId, Advert]) -> None:
-        """Drop the adverts that expire first, beyond as many as one key is read for."""
+    def _forget_some(self, cluster: ClusterId) -> None:
+        """Beyond as many adverts as one key is read for, drop strangers', the oldest first."""
+        known, fence = self._adverts[cluster], self.fence(cluster)
+
+        def order(owner: PeerId) -> tuple[bool, float]:
+            advert = known[owner]
+            return (fence.judge(advert) is Standing.CURRENT, advert.expires_at or 0.0)
+
         while len(known) > MAX_OWNERS_PER_KEY:
-            del known[min(known, key=lambda owner: known[owner].expires_at or 0.0)]
+            dropped = min(known, key=order)
+            del known[dropped]
+            self._earlier.get(cluster, {}).pop(dropped, None)
 
     async def refresh(
         self, clusters: Iterable[ClusterId] | None = None, *, max_age_s: float = 0.0
@@ -205,6 +230,11 @@ class Catalog:
         """How many nodes say they hold an advert's checkpoint."""
         holders = await find_providers(self.context.swarm, self.context.run, advert.record.manifest)
         return len({*holders, advert.owner})
+
+
+def _age(advert: Advert) -> tuple[float, float]:
+    """A renewed advert keeps its date and lives longer."""
+    return (advert.record.issued_at, advert.expires_at or 0.0)
 
 
 def _progress(advert: Advert) -> tuple[int, int, str]:

@@ -18,6 +18,7 @@ from node.context import NodeContext
 from node.publishing import Publisher
 from node.training_job import TrainingJob
 from p2p.claims import (
+    ClusterView,
     HeldClaim,
     Hold,
     Idle,
@@ -27,6 +28,7 @@ from p2p.claims import (
     Yield,
     YieldBecause,
     decide,
+    witness,
 )
 from p2p.codec import Verified, open_signed, seal
 from p2p.errors import TransportError
@@ -38,17 +40,23 @@ logger = logging.getLogger(__name__)
 _JITTER: Final = 0.15
 _CATALOG_AGE_S: Final = 10.0
 """Adverts come by gossip as well: the DHT need not be asked at every round."""
+_READ_PATIENCE_S: Final = 5.0
+"""At least, for reading all claims; a run with longer leases waits a renewal."""
 _REST_LEASES: Final = 1.0
 """A cluster given up is left to others for this many leases."""
 
 
 @dataclass(slots=True)
 class _Job:
-    """A training in its own cancel scope."""
+    """A training in its own cancel scope, which ends with the lease whatever the loop waits for."""
 
     training: TrainingJob
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
+
+    def hold_until(self, moment: float) -> None:
+        """Let it train until then, on trio's clock."""
+        self.scope.deadline = self.training.lapses_at = moment
 
 
 @dataclass(slots=True)
@@ -90,44 +98,62 @@ class Claiming:
             with trio.move_on_after(1.0) as scope:
                 scope.shield = True
                 await self._release_all()
+            for memory in (self._held, self._sealed, self._jobs):
+                memory.clear()  # it may be run again
 
     async def _round(self, nursery: trio.Nursery) -> float:
         """Read, then decide and act until there is nothing to do; seconds until the next round."""
-        try:
-            await self.catalog.refresh(max_age_s=_CATALOG_AGE_S)
-            await self.board.read(tuple(self._sealed.values()))
-            views = self.board.views()
-        except TransportError as error:
-            logger.warning("claims not read: %s", error)
-            views = ()
+        read_at = trio.current_time()
+        views = await self._read()
         self._note_published()
         while True:
-            action = decide(
-                views,
-                self._me(),
-                run=self.context.run,
-                now=now_s(),
-                policy=self.manifest.claim_policy,
-            )
+            me, policy = self._me(read_at), self.manifest.claim_policy
+            action = decide(views, me, run=self.context.run, now=now_s(), policy=policy)
             match action:
                 case Publish():
                     return await self._publish(action.claim)
                 case Renew():
                     if not await self._renew(action.claim):
-                        return self.manifest.claim_policy.settle_s
+                        return policy.settle_s
                 case Yield():
                     await self._yield(action)
                 case Hold():
                     for cluster in action.train:
+                        self._held[cluster] = self._held[cluster].confirmed()
                         self._ensure_training(nursery, cluster)
+                    await self._witness(views, me)
                     return self._pause(action.again_in_s)
                 case Idle():
                     self.reason = action.reason
+                    await self._witness(views, me)
                     return self._pause(action.again_in_s)
                 case _:
                     assert_never(action)
 
-    def _me(self) -> Me:
+    async def _read(self) -> tuple[ClusterView, ...]:
+        """Every cluster, or nothing if the DHT is down or too slow for a renewal in time."""
+        patience_s = max(self.manifest.claim_policy.renew_s, _READ_PATIENCE_S)
+        try:
+            with trio.fail_after(patience_s):
+                await self.catalog.refresh(max_age_s=_CATALOG_AGE_S)
+                await self.board.read(tuple(self._sealed.values()))
+        except TransportError as error:
+            logger.warning("claims not read: %s", error)
+            return ()
+        except trio.TooSlowError:
+            logger.warning("claims not read within %.0f s", patience_s)
+            return ()
+        return self.board.views()
+
+    async def _witness(self, views: tuple[ClusterView, ...], me: Me) -> None:
+        """Tell of a token that only we remember; see `p2p.claims.witness`."""
+        policy = self.manifest.claim_policy
+        claim = witness(views, me, run=self.context.run, now=now_s(), policy=policy)
+        if claim is not None:
+            await self._put(claim)
+            self._sealed.pop(claim.cluster, None)
+
+    def _me(self, read_at: float) -> Me:
         monotonic = trio.current_time()
         self._resting = {k: until for k, until in self._resting.items() if until > monotonic}
         return Me(
@@ -136,6 +162,7 @@ class Claiming:
             held=self.held(),
             capacity=self.context.config.capacity,
             resting=frozenset(self._resting),
+            read_at=read_at,
         )
 
     def _pause(self, seconds: float) -> float:
@@ -164,18 +191,25 @@ class Claiming:
         job = self._jobs.get(claim.cluster)
         if job is not None:
             job.training.epoch = claim.epoch
+            job.hold_until(self._lapses_at(claim.cluster))
         return True
+
+    def _lapses_at(self, cluster: ClusterId) -> float:
+        """When a claim must not be trained under any more, on trio's clock."""
+        policy = self.manifest.claim_policy
+        return self._held[cluster].renewed_at + policy.stop_fraction * policy.lease_s
 
     async def _yield(self, action: Yield) -> None:
         """Stop training at a step boundary, publish what there is, give the cluster back."""
         cluster = action.cluster
-        held = self._held.pop(cluster)
-        self._sealed.pop(cluster, None)
-        job = self._jobs.pop(cluster, None)
+        job = self._jobs.get(cluster)
         if job is not None:
             job.training.lost_claim = action.is_orphan
             job.scope.cancel()
             await job.ended.wait()
+            del self._jobs[cluster]
+        held = self._held.pop(cluster)
+        self._sealed.pop(cluster, None)
         if action.release is not None:
             await self._put(action.release)
             self._sealed.pop(cluster, None)
@@ -214,7 +248,8 @@ class Claiming:
         return is_stored
 
     def _ensure_training(self, nursery: trio.Nursery, cluster: ClusterId) -> None:
-        if cluster in self._jobs:
+        known = self._jobs.get(cluster)
+        if known is not None and not known.ended.is_set():
             return
         training = TrainingJob(
             self.context,
@@ -225,6 +260,7 @@ class Claiming:
             self._held[cluster].claim.epoch,
         )
         job = self._jobs[cluster] = _Job(training)
+        job.hold_until(self._lapses_at(cluster))
         nursery.start_soon(self._train, job)
 
     async def _train(self, job: _Job) -> None:

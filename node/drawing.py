@@ -6,17 +6,21 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from node.catalog import Advert, Catalog
 from node.context import NodeContext
 from node.errors import ErrorCode, NodeError
-from node.folders import unpacked_checkpoint, unpacked_folder
+from node.folders import unpacked_expert, unpacked_folder
 from node.studio import Studio
 from node.workers.link import Message
 from p2p.errors import PeerError, StorageError, TransportError
 from p2p.ids import ClusterId
 
 logger = logging.getLogger(__name__)
+
+_MOST_SUMMARIES: Final = 3
+"""Tried of one cluster, the owner's first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +88,22 @@ class Drawing:
         """The best expert of a cluster that can be had; the next best if its providers are gone."""
         for advert in self.catalog.adverts(cluster):
             try:
-                cid = advert.record.manifest
-                return await unpacked_checkpoint(self.context, cid, advert.owner), advert
+                return await unpacked_expert(self.context, advert), advert
             except (NodeError, PeerError, StorageError, TransportError) as error:
                 logger.warning("expert of cluster %d left out: %s", cluster, error)
         return None
 
     async def _summary(self, cluster: ClusterId) -> Path | None:
-        advert = self.catalog.summary(cluster)
-        if advert is None:
-            return None
-        try:
-            folder = await unpacked_folder(
-                self.context, advert.record.summary, f"summary/{cluster}"
-            )
-        except (NodeError, PeerError, StorageError, TransportError) as error:
-            logger.warning("summary of cluster %d left out: %s", cluster, error)
-            return None
-        return next(iter(sorted(folder.iterdir())), None)
+        for advert in self.catalog.summaries(cluster)[:_MOST_SUMMARIES]:
+            try:
+                folder = await unpacked_folder(
+                    self.context, advert.record.summary, f"summary/{cluster}"
+                )
+            except (NodeError, PeerError, StorageError, TransportError) as error:
+                logger.warning("summary of cluster %d left out: %s", cluster, error)
+                continue
+            return next(iter(sorted(folder.iterdir())), None)
+        return None
 
     async def draw(self, order: DrawOrder, materials: Materials) -> AsyncGenerator[Message]:
         """The expert worker's messages for one order; see `node.workers.expert`."""

@@ -13,8 +13,11 @@ import trio
 from node.context import NodeContext
 from node.fetching import ProgressHook
 from node.keeping import expert_label
+from p2p.blobs import BlobStore
+from p2p.codec import Verified
+from p2p.errors import PeerError, StorageError
 from p2p.ids import BlobId, PeerId
-from p2p.records import CheckpointManifest, FileEntry
+from p2p.records import CheckpointManifest, ExpertAdvert, FileEntry
 
 _KEPT_CHECKPOINTS: Final = 16
 """Unpacked checkpoints kept on disk: what is drawn with now, and a few before it."""
@@ -32,6 +35,28 @@ async def unpacked_folder(context: NodeContext, root: BlobId, label: str) -> Pat
         folder = await context.fetcher.folder(root, label=label)
         await _unpack(context, folder.files, target)
     return target
+
+
+async def unpacked_expert(context: NodeContext, advert: Verified[ExpertAdvert]) -> Path:
+    """An advertised checkpoint as a folder on disk, if it is what the advert says.
+
+    Raises:
+        NodeError: if it can't be had from anybody.
+        PeerError: if it is not a checkpoint, or another one than advertised.
+        StorageError: if the disk refuses.
+    """
+    said = advert.record
+    manifest = await context.fetcher.manifest(said.manifest, hints=(advert.owner,))
+    found = manifest.record
+    for name, got, expected in (
+        ("owner", manifest.owner, advert.owner),
+        ("cluster", found.cluster, said.cluster),
+        ("epoch", found.epoch, said.epoch),
+        ("samples", found.samples, said.samples),
+    ):
+        if got != expected:
+            raise PeerError(f"checkpoint {said.manifest}: {name} is {got}, advertised {expected}")
+    return await unpacked_checkpoint(context, said.manifest, advert.owner)
 
 
 async def unpacked_checkpoint(
@@ -72,11 +97,18 @@ def checkpoint_folder(context: NodeContext, manifest: CheckpointManifest, cid: B
 
 
 async def _unpack(context: NodeContext, files: tuple[FileEntry, ...], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    await trio.to_thread.run_sync(context.blobs.materialise, files, target)
+    await trio.to_thread.run_sync(_materialise, context.blobs, files, target)
+
+
+def _materialise(blobs: BlobStore, files: tuple[FileEntry, ...], target: Path) -> None:
+    try:
+        blobs.materialise(files, target)
+    except StorageError:
+        if not target.exists():  # else another task was faster, and folders appear whole
+            raise
 
 
 def _drop_oldest(folder: Path) -> None:
-    kept = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    kept = sorted(folder.glob("bafkrei*"), key=lambda path: path.stat().st_mtime)
     for path in kept[:-_KEPT_CHECKPOINTS]:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)

@@ -14,12 +14,11 @@ from node.runs import (
     builtin_run_id,
     install_builtin_run,
     keep_run_manifest,
-    load_manifest,
     parse_run_id,
 )
 from node.state import State
 from p2p.blobs import BlobStore
-from p2p.errors import BlobMissingError, P2PError
+from p2p.errors import BlobCorruptError, BlobMissingError, P2PError
 from p2p.ids import BlobId, RunId
 from p2p.records import RunManifest
 
@@ -29,13 +28,15 @@ _AGAIN_S: Final = 0.5
 
 
 def choose_run(config: Config, state: State, blobs: BlobStore) -> RunId:
-    """The run asked for, or this home's run, or the built-in one; bound to the home from now on.
+    """The run asked for, or this home's run, or the built-in one.
+
+    The home is bound to it by `obtain_manifest`, once it is known to exist.
 
     Raises:
         NodeError: if the id is malformed, or the home belongs to another run.
     """
     run = parse_run_id(config.run) if config.run else state.run() or builtin_run_id()
-    state.bind_run(run)
+    state.check_run(run)
     if run == builtin_run_id():
         install_builtin_run(blobs)
     return run
@@ -44,15 +45,23 @@ def choose_run(config: Config, state: State, blobs: BlobStore) -> RunId:
 async def obtain_manifest(
     context: NodeContext, membership: Membership, notify: Callable[[str], None]
 ) -> RunManifest:
-    """The run's manifest, from this home or from the first peer that has it.
+    """The run's manifest, from this home or from the first peer that has it; binds the home.
 
     Raises:
         NodeError: NO_PEERS or NOT_FOUND if nobody gave it in time, VERIFICATION_FAILED if the id
             names something else.
     """
+    manifest = await _find_manifest(context, membership, notify)
+    context.state.bind_run(context.run)
+    return manifest
+
+
+async def _find_manifest(
+    context: NodeContext, membership: Membership, notify: Callable[[str], None]
+) -> RunManifest:
     try:
-        return load_manifest(context.run, context.blobs)
-    except BlobMissingError:
+        return keep_run_manifest(context.run, context.blobs)
+    except (BlobMissingError, BlobCorruptError):
         notify(f"looking for run {context.run}")
     reason = ""
     with trio.move_on_after(context.config.join_timeout_s):

@@ -17,6 +17,7 @@ from node.context import NodeContext
 from node.keeping import keep_checkpoint, keep_folder
 from node.providers import RENEW_S, announce_roots
 from node.state import Published
+from p2p.claims import Standing
 from p2p.codec import BLOB_KEY, open_signed, seal
 from p2p.errors import LimitError, TransportError
 from p2p.gossip_rules import topic
@@ -61,10 +62,13 @@ class Publisher:
     async def checkpoint(self, saved: Saved) -> BlobId:
         """Store a saved checkpoint as blobs, remember it, and have it advertised soon.
 
+        What comes after another owner was granted the cluster is an orphan, whatever `saved` says.
+
         Raises:
             StorageError: if the store is full.
         """
         context = self.context
+        is_orphan = saved.is_orphan or saved.epoch < self.catalog.fence(saved.cluster).epoch
         paths = {path.name: path for path in sorted(saved.folder.iterdir()) if path.is_file()}
         entries = await trio.to_thread.run_sync(context.blobs.add_files, paths)
         manifest = CheckpointManifest(
@@ -90,7 +94,8 @@ class Publisher:
             manifest=cid,
             size=manifest.size,
             loss=saved.loss,
-            is_orphan=saved.is_orphan,
+            is_orphan=is_orphan,
+            published_at=manifest.created_at,
         )
         context.state.save_published(context.run, published)
         context.journal.write(
@@ -102,7 +107,7 @@ class Publisher:
             cid=cid,
             bytes=manifest.size,
             parent=saved.parent,
-            orphan=saved.is_orphan,
+            orphan=is_orphan,
         )
         self._wake.set()
         return cid
@@ -141,6 +146,9 @@ class Publisher:
 
     async def _advertise(self, item: Published) -> None:
         context = self.context
+        base = self.catalog.base(item.cluster)
+        if item.is_orphan and base is not None and base.owner == context.identity.peer:
+            return  # a node has one advert a cluster: the orphan's would hide the base
         now = now_s()
         advert = ExpertAdvert(
             run=context.run,
@@ -152,12 +160,16 @@ class Publisher:
             size=item.size,
             loss=item.loss,
             is_orphan=item.is_orphan,
-            issued_at=now,
+            issued_at=item.published_at,
         )
         key = expert_key(context.run, item.cluster)
         expires_at = now + ADVERT_LIFETIME_S
         envelope = seal(advert, context.identity, key=key, expires_at=expires_at)
-        self.catalog.add(open_signed(ExpertAdvert, envelope, key=key, now=now))
+        opened = open_signed(ExpertAdvert, envelope, key=key, now=now)
+        if self.catalog.fence(item.cluster).judge(opened) is Standing.STALE:
+            logger.info("cluster %d was taken over: advert not renewed", item.cluster)
+            return
+        self.catalog.add(opened)
         await context.swarm.put(key, context.identity.public_key, envelope, expires_at)
         try:
             await context.host.publish(topic(context.run, "expert"), envelope)

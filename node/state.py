@@ -31,7 +31,7 @@ CREATE TABLE peers (
 CREATE TABLE published (
     run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL, step INTEGER NOT NULL,
     samples INTEGER NOT NULL, manifest TEXT NOT NULL, size INTEGER NOT NULL, loss REAL NOT NULL,
-    is_orphan INTEGER NOT NULL,
+    is_orphan INTEGER NOT NULL, published_at REAL NOT NULL,
     PRIMARY KEY (run, cluster, is_orphan)
 ) STRICT;
 CREATE TABLE summaries (
@@ -46,7 +46,7 @@ _MAX_PEERS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The newest checkpoint of a cluster that this node made known, as its owner or as an orphan."""
+    """The newest checkpoint of a cluster that this node made known, as owner or as an orphan."""
 
     cluster: ClusterId
     epoch: int
@@ -56,6 +56,8 @@ class Published:
     size: int
     loss: float
     is_orphan: bool
+    published_at: float
+    """Seconds since the epoch; renewed adverts keep it, so that fences can judge them."""
 
 
 class State:
@@ -78,8 +80,8 @@ class State:
         row = self._execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
         return RunId(row[0]) if row else None
 
-    def bind_run(self, run: RunId) -> None:
-        """Remember the run for good: a node joins exactly one per home.
+    def check_run(self, run: RunId) -> None:
+        """Refuse a run if the home belongs to another.
 
         Raises:
             NodeError: if the home already belongs to another.
@@ -91,6 +93,14 @@ class State:
                 f"this home already belongs to run {bound}, not {run}",
                 "use another home for the other run: paris-node --home DIR start --run ...",
             )
+
+    def bind_run(self, run: RunId) -> None:
+        """Remember the run for good: a node joins exactly one per home.
+
+        Raises:
+            NodeError: if the home already belongs to another.
+        """
+        self.check_run(run)
         self._execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run,))
 
     def highest_epoch(self, run: RunId, cluster: ClusterId) -> int:
@@ -151,17 +161,17 @@ class State:
         An orphan is kept beside what was published as the owner: it must not take its place.
         """
         self._execute(
-            "INSERT OR REPLACE INTO published VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO published VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(run, item.cluster, item.epoch, item.step, item.samples, item.manifest),
-                *(item.size, item.loss, int(item.is_orphan)),
+                *(item.size, item.loss, int(item.is_orphan), item.published_at),
             ),
         )
 
     def published(self, run: RunId) -> tuple[Published, ...]:
         """Everything this node published for a run: at most an owner's and an orphan a cluster."""
         rows = self._execute(
-            "SELECT cluster, epoch, step, samples, manifest, size, loss, is_orphan "
+            "SELECT cluster, epoch, step, samples, manifest, size, loss, is_orphan, published_at "
             "FROM published WHERE run = ? ORDER BY cluster, is_orphan",
             (run,),
         )
@@ -175,6 +185,7 @@ class State:
                 size=row[5],
                 loss=row[6],
                 is_orphan=bool(row[7]),
+                published_at=row[8],
             )
             for row in rows
         )

@@ -6,16 +6,18 @@ a sentence in `status`.
 """
 
 import logging
+import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from node.catalog import Catalog
+from node.catalog import Advert, Catalog
 from node.context import NodeContext
 from node.errors import NodeError
-from node.folders import unpacked_checkpoint, unpacked_folder
+from node.folders import unpacked_expert, unpacked_folder
 from node.publishing import Publisher, Saved
 from node.supervise import Worker, WorkerDiedError, open_worker
 from node.workers.link import Message
@@ -31,6 +33,8 @@ _GRACE_S: Final = 0.5
 """Then its process ends; the node promises 5 s in all."""
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
+_PATIENT_STARTS: Final = 5
+"""Tries, half a minute in all, before a cluster whose checkpoints are lost is begun anew."""
 
 
 class TrainingFailedError(Exception):
@@ -62,7 +66,10 @@ class TrainingJob:
     progress: Progress = field(default_factory=Progress)
     lost_claim: bool = False
     """Set before the job is cancelled when the cluster went to another owner."""
+    lapses_at: float = math.inf
+    """When the claim must not be trained under any more: a node that was paused finds out here."""
     _parent: BlobId | None = None
+    _failed_starts: int = 0
     _is_started: bool = False
     """Whether the worker that runs now has made a step."""
 
@@ -73,7 +80,7 @@ class TrainingJob:
             try:
                 await self._train_once()
                 return
-            except (WorkerDiedError, TrainingFailedError, NodeError, P2PError) as error:
+            except (WorkerDiedError, TrainingFailedError, NodeError, P2PError, OSError) as error:
                 logger.warning("training cluster %d: %s", self.cluster, error)
                 self.context.journal.write("trainer_failed", cluster=self.cluster, why=str(error))
                 self.progress.note = str(error)
@@ -119,22 +126,48 @@ class TrainingJob:
         }
 
     async def _starting_point(self, state: Path) -> str | None:
-        """The published checkpoint to go on from; the trainer prefers its own state if as far."""
-        best = self.catalog.base(self.cluster)
-        me = self.context.identity.peer
-        if best is None or (best.owner == me and await trio.Path(state).exists()):
-            return None
-        folder = await unpacked_checkpoint(self.context, best.record.manifest, best.owner)
-        self._parent = best.record.manifest
+        """The published checkpoint to go on from; the trainer prefers its own state if as far.
+
+        An owner that was killed may have taken its newest checkpoint with it: then the one before.
+
+        Raises:
+            NodeError, P2PError: why none can be had; after some tries training begins without.
+        """
+        failure: NodeError | P2PError | None = None
+        for advert in self.catalog.bases(self.cluster):
+            self._parent = advert.record.manifest
+            if advert.owner == self.context.identity.peer and await trio.Path(state).exists():
+                return None
+            try:
+                folder = await unpacked_expert(self.context, advert)
+            except (NodeError, P2PError) as error:
+                logger.warning("checkpoint %s can't be had: %s", advert.record.manifest, error)
+                failure = failure or error
+                continue
+            if advert.record.epoch > self._last_epoch():
+                await trio.to_thread.run_sync(_discard, state)  # ours became an orphan's
+            self._tell_continues(advert)
+            return str(folder)
+        self._parent = None
+        self._failed_starts += 1
+        if failure is not None and self._failed_starts < _PATIENT_STARTS:
+            raise failure
+        return None
+
+    def _last_epoch(self) -> int:
+        """The token under which this node last trained the cluster; 0 if never."""
+        published = self.context.state.published(self.context.run)
+        return max((item.epoch for item in published if item.cluster == self.cluster), default=0)
+
+    def _tell_continues(self, advert: Advert) -> None:
         self.context.journal.write(
             "continues",
             cluster=self.cluster,
             epoch=self.epoch,
-            samples=best.record.samples,
-            cid=best.record.manifest,
-            owner=best.owner,
+            samples=advert.record.samples,
+            cid=advert.record.manifest,
+            owner=advert.owner,
         )
-        return str(folder)
 
     async def _follow(self, worker: Worker) -> None:
         while True:
@@ -164,8 +197,7 @@ class TrainingJob:
             case {"kind": "saved"}:
                 await self._publish(message)
             case {"kind": "summary"}:
-                path = Path(str(message["path"]))
-                await self.publisher.summary(self.cluster, self.epoch, path)
+                await self._publish_summary(Path(str(message["path"])))
             case {"kind": "started"}:
                 self._is_started = True
                 self.context.journal.write(
@@ -186,10 +218,22 @@ class TrainingJob:
             samples=int(str(message["samples"])),
             loss=float(str(message["loss"])),
             parent=self._parent,
-            is_orphan=self.lost_claim,
+            is_orphan=self.lost_claim or trio.current_time() >= self.lapses_at,
         )
         try:
             self._parent = await self.publisher.checkpoint(saved)
         except StorageError as error:  # training goes on: the next save is published instead
             logger.warning("checkpoint of cluster %d not published: %s", self.cluster, error)
             self.progress.note = str(error)
+
+    async def _publish_summary(self, path: Path) -> None:
+        try:
+            await self.publisher.summary(self.cluster, self.epoch, path)
+        except StorageError as error:  # the router has others', or does without
+            logger.warning("summary of cluster %d not published: %s", self.cluster, error)
+            self.progress.note = str(error)
+
+
+def _discard(state: Path) -> None:
+    if state.exists():
+        shutil.rmtree(state)

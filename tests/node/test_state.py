@@ -26,6 +26,7 @@ def published(step: int = 10, *, is_orphan: bool = False) -> Published:
         size=1000,
         loss=0.5,
         is_orphan=is_orphan,
+        published_at=1_800_000_000.0 + step,
     )
 
 

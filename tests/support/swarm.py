@@ -247,7 +247,7 @@ class FakeTrainer:
     state: str = ""
     samples: int = 0
     saved_at: int = -1
-    is_stopping: bool = False
+    is_killed: bool = False
     news: list[Message] = field(default_factory=list)
     sent: int = 0
     _stop: trio.Event = field(default_factory=trio.Event)
@@ -275,6 +275,8 @@ class FakeTrainer:
 
     async def receive(self) -> Message:
         self.sent += 1
+        if self.is_killed:
+            raise WorkerDiedError("node.workers.trainer", -9, Path("trainer.log"))
         if self.farm.die_after_messages is not None and self.sent > self.farm.die_after_messages:
             raise WorkerDiedError("node.workers.trainer", -9, Path("trainer.log"))
         if self.news:
@@ -297,6 +299,10 @@ class FakeTrainer:
             "loss": 0.5,
             "samples_per_s": self.farm.samples_per_s,
         }
+
+    def kill(self) -> None:
+        """As `Worker.kill`: nothing more will come."""
+        self.is_killed = True
 
     def _leave(self) -> Message:
         if self.saved_at != self.samples:
@@ -444,7 +450,7 @@ class World:
                 made = assemble(context, manifest, swarm)
                 self.nodes[name] = made
                 try:
-                    return made
+                    yield made
                 finally:
                     del self.nodes[name]
                     self.hub.stores.pop(swarm.child_id, None)
