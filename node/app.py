@@ -162,7 +162,7 @@ async def _open_network(
             folder=home.runs / run,
         )
         context.folder.mkdir(parents=True, exist_ok=True)
-        yield context, Membership(context)
+        yield context, Membership(context, host.discovered() if config.lan_discovery else None)
 
 
 async def _run_services(

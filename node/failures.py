@@ -3,10 +3,10 @@
 from typing import Final
 
 from node.errors import ErrorCode, NodeError
-from p2p.dht.settings import PortInUseError
 from p2p.errors import (
     IdentityError,
     LimitError,
+    ListenError,
     P2PError,
     PeerError,
     QuotaError,
@@ -19,11 +19,7 @@ _LOGS: Final = "see: paris-node logs"
 
 _TABLE: Final = (  # the first row that fits
     (IdentityError, ErrorCode.REFUSED, "or use another home: --home DIR"),
-    (
-        PortInUseError,
-        ErrorCode.RESOURCE,
-        "stop that program, or choose another port: paris-node start --help",
-    ),
+    (ListenError, ErrorCode.RESOURCE, "choose another address or port: paris-node start --help"),
     (TransportError, ErrorCode.FAILED, _LOGS),
     (QuotaError, ErrorCode.RESOURCE, ""),
     (StorageError, ErrorCode.RESOURCE, "free some space, or choose another --home DIR"),

@@ -46,6 +46,28 @@ class TransportError(P2PError):
     """The local network part failed: a port in use, a child that is down, a dial that timed out."""
 
 
+class ListenError(TransportError):
+    """The address we were told to listen on cannot be had; trying again soon will not help."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"cannot listen on {address}: {reason}")
+        self.address = address
+        self.reason = reason
+
+    @property
+    def port(self) -> int | None:
+        """The port of `address`, if it names one."""
+        parts = self.address.split("/")
+        return int(parts[4]) if len(parts) > 4 and parts[4].isdigit() else None
+
+
+class PortInUseError(ListenError):
+    """Another program listens there."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, "the port is in use by another program")
+
+
 class StorageError(P2PError):
     """The local disk refused: full, over quota, read-only, or a file altered."""
 

@@ -18,7 +18,7 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
-from p2p.errors import TransportError
+from p2p.errors import ListenError, PortInUseError, TransportError
 from p2p.host_guards import Budgets
 from p2p.libp2p_settings import HostLimits
 
@@ -113,7 +113,7 @@ class GuardedTCP(TCP):
             The same address with its real port, to be passed to `Swarm.listen`.
 
         Raises:
-            TransportError: if the address cannot be bound, naming it and the reason.
+            ListenError: if the address cannot be bound (`PortInUseError` if the port is taken).
         """
         _, family, host, protocol, port_text = (address.split("/") + [""] * 5)[:5]
         if protocol != "tcp" or not port_text.isdecimal() or address.count("/") != 4:
@@ -122,10 +122,9 @@ class GuardedTCP(TCP):
         try:
             (listener,) = await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
         except OSError as error:
-            why = error.strerror or str(error)
             if error.errno == errno.EADDRINUSE:
-                why = "the port is in use by another program"
-            raise TransportError(f"cannot listen on {host} port {port}: {why}") from error
+                raise PortInUseError(address) from error
+            raise ListenError(address, error.strerror or str(error)) from error
         port = listener.socket.getsockname()[1]
         bound = f"/{family}/{host}/tcp/{port}"
         self._bound[bound] = listener

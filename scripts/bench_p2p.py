@@ -10,7 +10,6 @@ start at once need to agree who trains which of N clusters. Everything on 127.0.
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import trio
+
 from bench_copies import Wanted, copy_by_child, copy_by_libp2p, copy_by_tcp, empty, serving
+from bench_machine import machine
 from bench_records import (
     POLICY,
     Latency,
@@ -30,7 +31,6 @@ from bench_records import (
     record_size,
     swarm,
 )
-
 from p2p.blob_health import remove_altered
 from p2p.blobs import BlobStore, blobs_of
 from p2p.dht.client import DhtClient
@@ -73,19 +73,6 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
-
-
-def machine() -> Figures:
-    """What the figures were measured on, and how busy it was."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()}",
-        "load_at_start": round(os.getloadavg()[0], 2),
-    }
 
 
 async def measure(folder: Path, plan: Plan, figures: Figures) -> None:

@@ -1,11 +1,16 @@
 #!/usr/bin/env python3
-"""What the training loop costs beside the arithmetic: samples/s of it and of a bare loop.
+"""What training costs beside the arithmetic: samples/s of three ways to train one expert.
 
-The bare loop is the shortest torch program that trains the same net on the same rows: no reports,
-no checkpoints, no resumable randomness. Both take turns, and the median of the rounds is printed.
+hand-written   the shortest torch program that trains the same net on the same rows: no reports, no
+               checkpoints, no resumable randomness
+bare loop      training.loop, alone in this process, with its saves
+in a node      the trainer process of a running node, which publishes those saves, claims and
+               renews, and serves its API meanwhile
+They take turns on one thread; the median of the rounds is printed.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -16,6 +21,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from bench_machine import machine
+from bench_train_node import TrainingNode
 from training.clusters import Cluster
 from training.loop import StepReport, train
 from training.nets import build_net, predict
@@ -26,7 +33,7 @@ from training.text import UNCONDITIONAL
 WARMUP_STEPS = 10
 
 
-def bare_rate(cluster: Cluster, run: Run, steps: int) -> float:
+def hand_written_rate(cluster: Cluster, run: Run, steps: int) -> float:
     """Samples/s of the shortest loop that does the same arithmetic."""
     config = run.spec.train
     torch.set_num_threads(config.threads)
@@ -59,7 +66,7 @@ def loop_rate(cluster: Cluster, run: Run, steps: int) -> float:
     """Samples/s of `training.loop.train`, its checkpoints included."""
     config = run.spec.train
     wanted = (WARMUP_STEPS + steps) * config.batch
-    config = replace(config, budget_samples=wanted, save_samples=wanted)
+    config = replace(config, budget_samples=wanted)
     began = 0.0
     with tempfile.TemporaryDirectory() as state:
         for event in train(cluster, run, config, state_dir=Path(state)):
@@ -84,18 +91,33 @@ def median_rates(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=250, help="optimizer steps per round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
+    parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        made = prepare_run("fashion", Path(folder) / "run", default_spec("fashion"))
+        spec = default_spec("fashion", clusters=1)
+        made = prepare_run("fashion", Path(folder) / "run", spec)
         cluster = Cluster.load(made.clusters[0].folder)
-        rates = {"bare loop": bare_rate, "training.loop": loop_rate}
+        node = TrainingNode(Path(folder), spec.train.save_samples)
+        rates = {
+            "hand-written": hand_written_rate,
+            "bare loop": loop_rate,
+            "in a node": lambda _cluster, _run, steps: node.rate(steps * spec.train.batch),
+        }
         medians = median_rates(rates, cluster, made.load(), options.steps, options.rounds)
-    bare = medians["bare loop"]
+    where = machine()
+    print(f"{where['cpu']}, {where['cores']} cores, load {where['load_at_start']} at the start")
+    print(f"median of {options.rounds} rounds of {options.steps} steps, one thread")
     for name, rate in medians.items():
-        print(f"{name:16} {rate:8.0f} samples/s   {100 * (1 - rate / bare):+5.1f} % overhead")
+        print(
+            f"{name:13} {rate:7.0f} samples/s   {rate / medians['bare loop']:.3f} of the bare loop"
+        )
+    if options.json:
+        options.json.write_text(json.dumps({"machine": where, "samples_per_s": medians}) + "\n")
 
 
 if __name__ == "__main__":

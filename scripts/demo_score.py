@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scripts.demo_story import Story
-from scripts.local_swarm import LocalNode, cli
+from demo_story import Story
+from local_swarm import LocalNode, cli
 from training.classifier import CLASSES, load_classifier
 from training.evaluate import score_captions
 from training.pictures import caption_grid

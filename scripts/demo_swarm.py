@@ -20,11 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from scripts.demo_score import draw_and_score
-from scripts.demo_story import Story
-from scripts.local_swarm import LocalNode, SwarmError, cli, local_swarm, wait_for
+from demo_score import draw_and_score
+from demo_story import Story
+from local_swarm import LocalNode, SwarmError, cli, local_swarm, wait_for
 
 NODES = 4
 CLUSTERS = 4

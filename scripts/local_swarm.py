@@ -149,7 +149,9 @@ class LocalNode:
         return time.monotonic() - begun
 
 
-def wait_for(probe: Callable[[], T | None], what: str, patience_s: float) -> T:
+def wait_for(
+    probe: Callable[[], T | None], what: str, patience_s: float, *, poll_s: float = _POLL_S
+) -> T:
     """Poll until `probe` gives something true.
 
     Raises:
@@ -160,7 +162,7 @@ def wait_for(probe: Callable[[], T | None], what: str, patience_s: float) -> T:
         found = probe()
         if found:
             return found
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
     raise SwarmError(f"waited {patience_s:g} s for {what}")
 
 

@@ -19,9 +19,9 @@ from p2p.dht.child_requests import Requests
 from p2p.dht.child_socket import ParentSocket
 from p2p.dht.daemon import Daemon, start_daemon
 from p2p.dht.frames import Message, MessageDecoder
-from p2p.dht.settings import ChildSettings, ListenError, PortInUseError
+from p2p.dht.settings import ChildSettings
 from p2p.dht.swarm import MAX_KNOWN_PEERS, Swarm, open_swarm
-from p2p.errors import DecodeError, LimitError, TransportError
+from p2p.errors import DecodeError, LimitError, ListenError, PortInUseError, TransportError
 from p2p.limits import DHT_CALL_TIMEOUT_S
 
 logger = logging.getLogger(__name__)

@@ -22,17 +22,16 @@ from p2p.dht.frames import Message, pack_message
 from p2p.dht.link import ChildLink, child_process, make_runtime_dir
 from p2p.dht.port import StoredRecord
 from p2p.dht.pull_messages import job_to_message, progress_from_message, result_from_message
-from p2p.dht.settings import (
-    ChildSettings,
-    DhtSettings,
-    DhtState,
-    DhtStatus,
+from p2p.dht.settings import ChildSettings, DhtSettings, DhtState, DhtStatus, pin_ports
+from p2p.dht.upkeep import BROKEN_RETRY_S, OwnRecord, OwnRecords, RestartPolicy, newest_first
+from p2p.errors import (
+    DecodeError,
+    LimitError,
     ListenError,
     PortInUseError,
-    pin_ports,
+    StorageError,
+    TransportError,
 )
-from p2p.dht.upkeep import BROKEN_RETRY_S, OwnRecord, OwnRecords, RestartPolicy, newest_first
-from p2p.errors import DecodeError, LimitError, StorageError, TransportError
 from p2p.ids import BlobId, PeerId, peer_id
 from p2p.limits import DHT_CALL_TIMEOUT_S, MAX_RECORD_SIZE
 from p2p.transfer import BulkPeer, PullProgress, PullResult

@@ -22,8 +22,8 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2p.dht.settings import ChildSettings, ListenError, PortInUseError
-from p2p.errors import TransportError
+from p2p.dht.settings import ChildSettings
+from p2p.errors import ListenError, PortInUseError, TransportError
 from p2p.limits import MAX_CONNECTIONS
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from p2p.dht import frames
 from p2p.dht.frames import Message
-from p2p.errors import DecodeError, TransportError
+from p2p.errors import DecodeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,28 +154,6 @@ class DhtStatus:
     """Children started after the first."""
     last_error: str | None
     """Why the last child ended, in a sentence; None if none has."""
-
-
-class ListenError(TransportError):
-    """The address we were told to listen on cannot be had; trying again soon will not help."""
-
-    def __init__(self, address: str, reason: str) -> None:
-        super().__init__(f"cannot listen on {address}: {reason}")
-        self.address = address
-        self.reason = reason
-
-    @property
-    def port(self) -> int | None:
-        """The port of `address`, if it names one."""
-        parts = self.address.split("/")
-        return int(parts[4]) if len(parts) > 4 and parts[4].isdigit() else None
-
-
-class PortInUseError(ListenError):
-    """Another program listens there."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__(address, "the port is in use by another program")
 
 
 def pin_ports(listen: tuple[str, ...], addresses: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ import trio
 from p2p.blob_files import prepare, write_blob
 from p2p.dht.client import DhtClient, open_dht
 from p2p.dht.link import GRACE_S, TERM_S
-from p2p.dht.settings import DhtSettings, DhtState, ListenError, PortInUseError
-from p2p.errors import StorageError, TransportError
+from p2p.dht.settings import DhtSettings, DhtState
+from p2p.errors import ListenError, PortInUseError, StorageError, TransportError
 from p2p.ids import blob_id, peer_id
 from p2p.transfer import BulkPeer, PullProgress
 from tests.support.dht import (

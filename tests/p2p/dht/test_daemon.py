@@ -11,7 +11,7 @@ import time
 import pytest
 
 from p2p.dht.daemon import check_port_free
-from p2p.dht.settings import ListenError, PortInUseError
+from p2p.errors import ListenError, PortInUseError
 from tests.support.dht import is_alive
 
 PARENT = """

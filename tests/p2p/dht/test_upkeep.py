@@ -2,7 +2,7 @@
 
 import pytest
 
-from p2p.dht.settings import DhtState, PortInUseError, pin_ports
+from p2p.dht.settings import DhtState, pin_ports
 from p2p.dht.upkeep import (
     BROKEN_RETRY_S,
     MAX_RESTARTS,
@@ -13,6 +13,7 @@ from p2p.dht.upkeep import (
     RestartPolicy,
     newest_first,
 )
+from p2p.errors import PortInUseError
 
 
 def record(value: bytes = b"v", *, expires_at: float = 300.0) -> OwnRecord:
