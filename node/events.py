@@ -50,9 +50,10 @@ class ServingReady:
 
 @dataclass(frozen=True, slots=True)
 class NodeReady:
-    """All parts run; `seconds` since the command began."""
+    """All parts run; `seconds` since the command began, `example` is a prompt worth trying."""
 
     seconds: float
+    example: str
 
 
 @dataclass(frozen=True, slots=True)

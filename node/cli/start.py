@@ -172,7 +172,7 @@ def start_lines(event: StartEvent, config: Config, *, verbose: bool = False) -> 
         case ServingReady():
             lines = [f"[4/4] serving   {event.url}"]
         case NodeReady():
-            try_it = 'paris-node generate "a red boat at dawn" -o boat.png'
+            try_it = f'paris-node generate "{event.example}" -o picture.png'
             lines = [f"Ready in {event.seconds:.1f} s.  Try:  {try_it}"]
         case Notice():
             lines = [f"      {event.text}"]
