@@ -28,6 +28,7 @@ from p2p.claims import (
     Yield,
     YieldBecause,
     decide,
+    next_epoch,
     witness,
 )
 from p2p.codec import Verified, open_signed, seal
@@ -172,7 +173,13 @@ class Claiming:
         return bounded * random.uniform(1 - _JITTER, 1)
 
     async def _publish(self, claim: Claim) -> float:
-        """Write a first claim; after the settle time the next round sees whether it is ours."""
+        """Write a first claim; after the settle time the next round sees whether it is ours.
+
+        Its token is also above that of what we continue from: the claims of an owner that is long
+        gone have expired, and it may yet wake up.
+        """
+        tokens = [next_epoch(base.record.epoch) for base in self.catalog.bases(claim.cluster)]
+        claim = replace(claim, epoch=max([claim.epoch, *tokens]))
         at = trio.current_time()
         if not await self._put(claim):
             return self.manifest.claim_policy.settle_s

@@ -3,12 +3,31 @@
 import trio
 from trio.testing import MockClock
 
-from tests.support.swarm import BUDGET, POLICY, MemberNode, World, open_nodes, running, until, world
+from node.publishing import Saved
+from p2p.claims import Standing
+from p2p.codec import open_signed, seal
+from p2p.gossip_rules import topic
+from p2p.ids import BlobId, ClusterId
+from p2p.records import ExpertAdvert, expert_key
+from tests.support.swarm import (
+    BUDGET,
+    POLICY,
+    MemberNode,
+    World,
+    open_nodes,
+    running,
+    saved_folder,
+    until,
+    wall,
+    world,
+)
 
 __all__ = ["world"]
 
-LEASE_S, RENEW_S = POLICY.lease_s, POLICY.renew_s
+LEASE_S = POLICY.lease_s
+STOP_S = POLICY.stop_fraction * POLICY.lease_s
 NAMES = ("ada", "ben", "cem", "dia")
+ZERO = ClusterId(0)
 
 
 def owned_once(world: World, nodes: list[MemberNode]) -> bool:
@@ -23,12 +42,370 @@ def owned_once(world: World, nodes: list[MemberNode]) -> bool:
     )
 
 
+def training(world: World) -> int:
+    return len(world.farm.running)
+
+
 async def test_four_nodes_converge_to_one_owner_each(
     world: World, autojump_clock: MockClock
 ) -> None:
     async with open_nodes(world, NAMES) as nodes, running(*nodes):
-        took_s = await until(lambda: owned_once(world, nodes), within_s=2 * LEASE_S)
-        assert took_s < 2 * LEASE_S
+        await until(lambda: owned_once(world, nodes), within_s=LEASE_S)
         for _ in range(100):
             await trio.sleep(0.5)
-            assert all(len(node.clusters) <= 1 for node in nodes)
+            assert all(len(node.clusters) <= node.context.config.capacity for node in nodes)
+            assert owned_once(world, nodes)
+
+
+async def test_one_address_is_enough_for_all_to_know_all(
+    world: World, autojump_clock: MockClock
+) -> None:
+    async with open_nodes(world, NAMES) as nodes, running(*nodes):
+        await until(
+            lambda: all(len(node.context.peers.peers()) == 3 for node in nodes), within_s=60
+        )
+        assert all(node.membership.network == "connected" for node in nodes)
+
+
+async def test_dead_owners_cluster_is_claimed_again_and_continued(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada", "ben")) as (ada, ben), running(ada, ben):
+        await until(lambda: owned_once(world, [ada, ben]), within_s=LEASE_S)
+        owner = world.nodes[str(world.owners(ada)[ZERO])]
+        heir = ben if owner is ada else ada
+        await until(lambda: bool(heir.events("replicated")), within_s=60)
+        await world.kill(owner)
+        took_s = await until(lambda: heir.clusters == (ZERO,), within_s=LEASE_S + 10)
+        assert took_s <= LEASE_S + 10
+        await until(lambda: bool(heir.events("continues")), within_s=10)
+        (continued,) = heir.events("continues")
+        assert continued["cid"] in {one["cid"] for one in owner.events("published")}
+        assert heir.claiming.held()[0].claim.epoch == 2
+        await until(lambda: bool(heir.events("published")), within_s=30)
+        first = heir.events("published")[0]
+        assert first["samples"] > continued["samples"]
+        assert first["parent"] == continued["cid"]
+
+
+async def test_checkpoint_that_died_with_its_owner_does_not_block_the_cluster(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada", "ben")) as (ada, ben):
+        owner, heir = ada, ben
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(owner.run)
+            await until(lambda: owner.clusters == (ZERO,), within_s=LEASE_S)
+            nursery.start_soon(heir.run)
+            await until(lambda: bool(heir.events("replicated")), within_s=60)
+            kept = heir.events("replicated")[-1]["cid"]
+            world.hub.faults[owner.swarm.child_id] = "empty"  # the next one is never copied
+            before = len(owner.events("published"))
+            await until(lambda: len(owner.events("published")) > before, within_s=30)
+            await trio.sleep(2)
+            lost = owner.events("published")[-1]["cid"]
+            assert lost != kept
+            await world.kill(owner)
+            await until(lambda: bool(heir.events("continues")), within_s=LEASE_S + 30)
+            assert heir.events("continues")[0]["cid"] == kept
+            nursery.cancel_scope.cancel()
+
+
+async def test_cluster_whose_checkpoints_are_all_lost_is_begun_anew(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada", "ben")) as (ada, ben), trio.open_nursery() as nursery:
+        nursery.start_soon(ada.run)
+        await until(lambda: bool(ada.events("published")), within_s=60)
+        await world.kill(ada)
+        nursery.start_soon(ben.run)
+        await until(lambda: bool(ben.events("published")), within_s=LEASE_S + 120)
+        assert ben.events("training")[0]["samples"] == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_released_cluster_is_claimed_at_once(world: World, autojump_clock: MockClock) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada", "ben")) as (ada, ben), trio.open_nursery() as nursery:
+        nursery.start_soon(ada.run)
+        await until(lambda: ada.clusters == (ZERO,), within_s=LEASE_S)
+        nursery.start_soon(ben.run)
+        await trio.sleep(10)
+        assert ben.clusters == ()
+        ada.scope.cancel()  # leaves in an orderly way
+        await ada.ended.wait()
+        took_s = await until(lambda: ben.clusters == (ZERO,), within_s=LEASE_S)
+        assert took_s <= POLICY.renew_s
+        nursery.cancel_scope.cancel()
+
+
+async def test_complete_clusters_are_never_claimed_again(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters, world.farm.samples_per_s = 2, 50.0
+    async with open_nodes(world, ("ada", "ben")) as nodes, running(*nodes):
+        await until(
+            lambda: all(
+                node.catalog.is_complete(k) for node in nodes for k in map(ClusterId, (0, 1))
+            ),
+            within_s=120,
+        )
+        await until(lambda: not any(node.clusters for node in nodes), within_s=LEASE_S)
+        claimed = sum(len(node.events("claimed")) for node in nodes)
+        await trio.sleep(3 * LEASE_S)
+        assert sum(len(node.events("claimed")) for node in nodes) == claimed
+        assert sum(len(node.events("completed")) for node in nodes) == 2
+        assert nodes[0].claiming.reason == "every cluster is complete"
+
+
+async def test_one_node_trains_all_clusters_one_after_the_other(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters, world.farm.samples_per_s = 3, 50.0
+    async with open_nodes(world, ("ada",)) as (ada,), running(ada):
+        await until(lambda: ada.catalog.coverage() == 1.0, within_s=300)
+        assert {one["cluster"] for one in ada.events("claimed")} == {0, 1, 2}
+
+
+async def test_training_stops_when_the_dht_is_down_and_resumes_after(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada",)) as (ada,), running(ada):
+        await until(lambda: training(world) == 1, within_s=LEASE_S)
+        world.dht.take_down("ada")
+        took_s = await until(lambda: training(world) == 0, within_s=STOP_S + 1)
+        assert took_s >= STOP_S - POLICY.renew_s - 1
+        world.dht.bring_up("ada")
+        await until(lambda: training(world) == 1, within_s=2 * LEASE_S + 10)
+
+
+async def test_training_stops_in_time_while_a_dht_call_hangs(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada",)) as (ada,), running(ada):
+        await until(lambda: training(world) == 1, within_s=LEASE_S)
+        held = ada.claiming.held()[0]
+        ada.swarm.hangs = True
+        await until(lambda: training(world) == 0, within_s=STOP_S + 1, step_s=0.1)
+        renewed = [one for one in ada.claiming.held() if one.renewed_at > held.renewed_at]
+        last = renewed[0].renewed_at if renewed else held.renewed_at
+        assert trio.current_time() <= last + STOP_S + 0.5
+
+
+async def test_partition_heals_to_one_owner(world: World, autojump_clock: MockClock) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada", "ben")) as (ada, ben), running(ada, ben):
+        await until(lambda: owned_once(world, [ada, ben]), within_s=LEASE_S)
+        world.dht.partition(["ada"], ["ben"])
+        world.network.partition([ada.peer], [ben.peer])
+        await until(lambda: bool(ada.clusters and ben.clusters), within_s=2 * LEASE_S + 10)
+        world.network.heal()
+        world.dht.heal()
+        await until(
+            lambda: len(ada.clusters) + len(ben.clusters) == 1 and owned_once(world, [ada, ben]),
+            within_s=30,
+        )
+
+
+async def test_killed_owners_checkpoint_can_still_be_fetched(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters = 1
+    async with open_nodes(world, (*NAMES, "eva"), train=True) as nodes:
+        *first, eva = nodes
+        async with trio.open_nursery() as nursery:
+            for node in first:
+                nursery.start_soon(node.run)
+            await until(lambda: sum(bool(n.events("replicated")) for n in first) == 2, within_s=90)
+            owner = next(node for node in first if node.clusters)
+            cid = owner.events("published")[0]["cid"]
+            await world.kill(owner)
+            nursery.start_soon(eva.run, "membership")
+            await until(lambda: len(eva.context.peers.peers()) >= 3, within_s=60)
+            manifest = await eva.context.fetcher.checkpoint(cid, label="pulled")
+            assert manifest.owner == owner.peer
+            nursery.cancel_scope.cancel()
+
+
+# --- a paused owner ----------------------------------------------------------------------------
+async def test_paused_owners_late_checkpoint_is_refused_by_every_node(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """An owner slept through two leases; others went on; it says its old word again."""
+    world.clusters = 1
+    async with open_nodes(world, NAMES) as (ada, *others), trio.open_nursery() as nursery:
+        nursery.start_soon(ada.run)
+        await until(lambda: bool(ada.events("published")), within_s=60)
+        world.dht.partition(["ada"])  # as good as paused for the others
+        world.network.partition([ada.peer], [node.peer for node in others])
+        for node in others:
+            nursery.start_soon(node.run)
+        heirs = list(others)
+        await until(lambda: any(n.events("published") for n in heirs), within_s=4 * LEASE_S)
+        heir = next(node for node in heirs if node.events("published"))
+        assert heir.events("published")[0]["epoch"] == 2
+        await trio.sleep(LEASE_S)
+        world.network.heal()
+        best = {node.name: node.catalog.base(ZERO) for node in others}
+        refused = {node.name: node.catalog.refused for node in others}
+        late = _late_advert(ada, epoch=1, samples=BUDGET)
+        assert all(node.catalog.add(late) is False for node in others)
+        for node in others:
+            assert node.catalog.refused == refused[node.name] + 1
+            base = node.catalog.base(ZERO)
+            assert base is not None
+            assert base.owner == heir.peer == best[node.name].owner  # type: ignore[union-attr]
+        nursery.cancel_scope.cancel()
+
+
+async def test_late_gossip_and_dht_record_of_an_old_token_change_nothing(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada", "ben", "cem")) as (ada, ben, cem):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ada.run)
+            await until(lambda: bool(ada.events("published")), within_s=60)
+            await world.kill(ada)
+            nursery.start_soon(ben.run)
+            nursery.start_soon(cem.run)
+            await until(
+                lambda: any(n.events("published") for n in (ben, cem)), within_s=LEASE_S + 120
+            )
+            await trio.sleep(15)
+            world.dht.bring_up("ada")
+            await ada.context.host.connect(ben.context.host.listening()[0], timeout_s=1)
+            late = _late_advert(ada, epoch=1, samples=BUDGET)
+            key = expert_key(ada.context.run, ZERO)
+            public_key = ada.context.identity.public_key
+            assert await ada.swarm.put(key, public_key, late.envelope, late.expires_at or 0.0)
+            await ada.context.host.publish(topic(ada.context.run, "expert"), late.envelope)
+            await trio.sleep(30)
+            for node in (ben, cem):
+                base = node.catalog.base(ZERO)
+                assert base is not None
+                assert base.owner != ada.peer
+                assert not node.catalog.is_complete(ZERO)
+            nursery.cancel_scope.cancel()
+
+
+def _late_advert(node: MemberNode, *, epoch: int, samples: int):  # type: ignore[no-untyped-def]
+    context = node.context
+    advert = ExpertAdvert(
+        run=context.run,
+        cluster=ZERO,
+        epoch=epoch,
+        step=samples,
+        samples=samples,
+        manifest=context.blobs.put(b"late work"),
+        size=1,
+        loss=0.1,
+        is_orphan=False,
+        issued_at=wall(),
+    )
+    key = expert_key(context.run, ZERO)
+    envelope = seal(advert, context.identity, key=key, expires_at=wall() + 3600)
+    return open_signed(ExpertAdvert, envelope, key=key, now=wall())
+
+
+async def test_owner_that_wakes_up_publishes_an_orphan_at_most_and_yields(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada", "ben")) as (ada, ben), trio.open_nursery() as nursery:
+        nursery.start_soon(ada.run)
+        await until(lambda: bool(ada.events("published")), within_s=60)
+        original = ada.catalog.base(ZERO)
+        assert original is not None
+        ada.swarm.hangs = True  # its loop stands still in a call, and its clock runs on
+        await trio.sleep(LEASE_S)
+        nursery.start_soon(ben.run)
+        await until(lambda: bool(ben.events("published")), within_s=2 * LEASE_S + 30)
+        ada.swarm.hangs = False
+        await until(lambda: ada.clusters == (), within_s=LEASE_S)
+        at_once = await _publish_late(world, ada, 950)  # before it has read who owns it now
+        await trio.sleep(30)
+        later = await _publish_late(world, ada, 960)
+        await trio.sleep(30)
+        items = {one.manifest: one for one in ada.context.state.published(ada.context.run)}
+        assert items[later].is_orphan
+        for node in (ada, ben):
+            base = node.catalog.base(ZERO)
+            assert base is not None
+            assert base.record.manifest not in (at_once, later)
+            standings = {
+                advert.record.manifest: node.catalog.fence(ZERO).judge(advert)
+                for advert in node.catalog.adverts(ZERO)
+            }
+            assert standings[later] is Standing.ORPHAN
+            assert at_once not in standings
+        nursery.cancel_scope.cancel()
+
+
+async def _publish_late(world: World, node: MemberNode, samples: int) -> BlobId:
+    folder = saved_folder(world.folder, samples)
+    return await node.publisher.checkpoint(
+        Saved(ZERO, 1, folder, samples // 10, samples, 0.1, None, is_orphan=False)
+    )
+
+
+async def test_newcomer_takes_over_with_a_higher_token_than_the_checkpoints(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada", "ben")) as (ada, ben), trio.open_nursery() as nursery:
+        nursery.start_soon(ada.run)
+        await until(lambda: bool(ada.events("published")), within_s=60)
+        await world.kill(ada)
+        await trio.sleep(2 * LEASE_S)  # its claims are gone from the DHT, its advert is not
+        nursery.start_soon(ben.run)
+        await until(lambda: bool(ben.clusters), within_s=60)
+        assert ben.claiming.held()[0].claim.epoch == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_lapsed_owners_orphan_does_not_hide_its_base(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """The DHT was away for a lease; what was trained since must not cost what was trained before."""
+    world.clusters = 1
+    async with open_nodes(world, ("ada", "ben")) as (ada, ben), trio.open_nursery() as nursery:
+        nursery.start_soon(ada.run)
+        await until(lambda: bool(ada.events("published")), within_s=60)
+        await trio.sleep(7)
+        world.dht.take_down("ada")
+        await until(lambda: bool(ada.events("yielded")), within_s=LEASE_S + 5)
+        assert ada.events("published")[-1]["orphan"]
+        world.dht.bring_up("ada")
+        await trio.sleep(8)
+        await ben.catalog.refresh()
+        await ben.board.read()
+        base = ben.catalog.base(ZERO)
+        assert base is not None
+        assert not base.record.is_orphan
+        nursery.cancel_scope.cancel()
+
+
+async def test_fence_survives_a_restart(world: World, autojump_clock: MockClock) -> None:
+    """A node that was restarted when nobody claims any more still refuses the old token."""
+    world.clusters, world.farm.samples_per_s = 1, 50.0
+    async with open_nodes(world, ("ada", "ben")) as (ada, ben):
+        async with trio.open_nursery() as nursery:
+            world.farm.samples_per_s = 10.0
+            nursery.start_soon(ada.run)
+            await until(lambda: bool(ada.events("published")), within_s=60)
+            await world.kill(ada)
+            world.farm.samples_per_s = 50.0
+            nursery.start_soon(ben.run)
+            await until(lambda: ben.catalog.is_complete(ZERO), within_s=300)
+            nursery.cancel_scope.cancel()
+        await trio.sleep(2 * LEASE_S)  # no claim is alive any more
+        late = _late_advert(ada, epoch=1, samples=BUDGET)
+        reborn = type(ben.catalog)(ben.context, ben.catalog.manifest)
+        assert reborn.add(late) is False
+        assert reborn.refused == 1

@@ -6,7 +6,7 @@ speaks the real worker protocol; every file, blob, signature and database is rea
 """
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ from p2p.dht.port import StoredRecord
 from p2p.errors import DecodeError, StorageError, TransportError
 from p2p.identity import Identity
 from p2p.ids import BlobId, ClusterId, PeerId, RunId
+from p2p.limits import DHT_CALL_TIMEOUT_S
 from p2p.memory_host import MemoryNetwork
 from p2p.records import ClaimPolicy, FileSet, RunManifest
 from p2p.transfer import BulkPeer, PullProgress, PullResult, check_blob
@@ -111,7 +112,7 @@ class MemorySwarm:
     blobs: BlobStore
     bootstraps: list[tuple[str, ...]] = field(default_factory=list)
     hangs: bool = False
-    """Every DHT call waits for ever, as a `get` of the real one was seen to do."""
+    """Every DHT call takes until its deadline, as a `get` of the real one was seen to do."""
     is_ready: bool = True
     puts: int = 0
 
@@ -124,14 +125,17 @@ class MemorySwarm:
 
     async def put(self, key: str, subkey: bytes, value: bytes, expires_at: float) -> bool:
         self.puts += 1
-        if self.hangs:
-            await trio.sleep_forever()
+        await self._hang()
         return await self.records.put(key, subkey, value, expires_at)
 
     async def get(self, key: str) -> tuple[StoredRecord, ...]:
-        if self.hangs:
-            await trio.sleep_forever()
+        await self._hang()
         return await self.records.get(key)
+
+    async def _hang(self) -> None:
+        if self.hangs:
+            await trio.sleep(DHT_CALL_TIMEOUT_S)
+            raise TransportError("the DHT did not answer in time")
 
     async def bootstrap(self, addresses: Sequence[str]) -> int:
         await trio.lowlevel.checkpoint()
@@ -542,9 +546,7 @@ def saved_folder(world_folder: Path, samples: int, *, tag: str = "") -> Path:
 
 
 @pytest.fixture
-def world(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
-) -> World:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: object) -> World:
     """An empty world under virtual time, with fake trainers.
 
     The test must ask for `autojump_clock` too: pytest-trio looks for a clock among its arguments.
