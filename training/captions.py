@@ -13,8 +13,8 @@ from torch import Tensor
 
 from training.text import TextEncoder
 
-MAX_KNOWN: Final = 2_000
-"""Captions compared with a new one, the most frequent first: 5 ms each to encode, once."""
+MAX_KNOWN: Final = 500
+"""Captions compared with a new one, the most frequent first: 5 ms each to encode, only once."""
 NEAREST: Final = 5
 TEMPERATURE: Final = 0.05
 """Cosines within one temperature of each other count alike; paraphrases differ by about 0.2."""
