@@ -20,6 +20,10 @@ OBJECTIVES: Final = ("fm", "ddpm-eps")
 """`fm`: the net predicts the straight path's velocity; `ddpm-eps`: the noise of a
 variance-preserving path (converted to a velocity when it is asked for one)."""
 
+TIMES: Final = ("logit-normal", "uniform")
+"""How training times are drawn. `logit-normal` spends them in the middle of the path, which is the
+hard part; source: arXiv 2403.03206, section 3.1 (m = 0, s = 1)."""
+
 LatentShape = tuple[int, int, int]
 """Channels, height, width of one latent."""
 
@@ -123,6 +127,7 @@ class TrainConfig:
         threads: of torch; one, because nodes share cores.
         device: a torch device name.
         objective: one of `OBJECTIVES`.
+        times: one of `TIMES`.
     """
 
     batch: int = 32
@@ -141,6 +146,7 @@ class TrainConfig:
     threads: int = 1
     device: str = "cpu"
     objective: str = "fm"
+    times: str = "logit-normal"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -158,6 +164,8 @@ class TrainConfig:
             raise ConfigError(
                 f"train: unknown objective {self.objective!r}; known: {', '.join(OBJECTIVES)}"
             )
+        if self.times not in TIMES:
+            raise ConfigError(f"train: unknown times {self.times!r}; known: {', '.join(TIMES)}")
 
 
 @dataclass(frozen=True, slots=True)

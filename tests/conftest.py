@@ -1,0 +1,9 @@
+"""What holds for every test."""
+
+import sys
+
+from libp2p.crypto.pb import crypto_pb2
+
+# hivemind and libp2p each register the same protobuf file, so one process can load only one of
+# them. The program keeps them in two processes; the test runner, which is one, shares the module.
+sys.modules["hivemind.proto.crypto_pb2"] = crypto_pb2
