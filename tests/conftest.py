@@ -1,8 +1,11 @@
 """What holds for every test."""
 
+import os
 import sys
 
 from libp2p.crypto.pb import crypto_pb2
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's sums depend on the number of threads
 
 # hivemind and libp2p each register the same protobuf file, so one process can load only one of
 # them. The program keeps them in two processes; the test runner, which is one, shares the module.

@@ -107,7 +107,7 @@ def prepare_run(
     spec: RunSpec,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PreparedRun:
-    """Make a run. The same source and spec give the same bytes on one machine.
+    """Make a run. The same source, spec and thread count give the same bytes on one machine.
 
     Args:
         source: "fashion", the bundled set, or a folder of captioned pictures.
