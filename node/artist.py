@@ -12,6 +12,7 @@ from node.drawing import Drawing, DrawOrder, Materials, image_of, shares_of, to_
 from node.errors import NodeError
 from node.orders import GenerateOrder
 from p2p.codec import Verified
+from p2p.errors import P2PError
 from p2p.ids import PeerId, blob_id
 from p2p.records import ImageReceipt
 
@@ -44,7 +45,7 @@ class Artist:
             return True
         try:
             await self.drawing.materials()
-        except NodeError:
+        except (NodeError, P2PError):
             return False
         return True
 

@@ -5,12 +5,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import trio
+
 from node.clock import now_s
 from node.context import NodeContext
 from node.drawing import DrawOrder
 from node.errors import ErrorCode, NodeError
 from p2p.codec import Verified
 from p2p.errors import (
+    LimitError,
     P2PError,
     PeerError,
     RefusedError,
@@ -108,7 +111,7 @@ class Asking:
             except PeerError as error:
                 raise NodeError(
                     ErrorCode.VERIFICATION_FAILED,
-                    f"peer {peer} sent a picture that does not match its receipt: {error}",
+                    f"peer {peer} did not send what was asked for: {error}",
                     "ask another peer: paris-node generate --where peer --peer ID",
                 ) from error
         raise NodeError(
@@ -161,15 +164,39 @@ class Asking:
 async def _answers(
     stream: Stream, request: InferenceRequest, peer: PeerId
 ) -> AsyncGenerator[PeerProgress | PeerPicture]:
-    pictures = 0
-    while pictures < request.n:
-        frame = await stream.receive_frame(max_size=MAX_IMAGE_REPLY_SIZE, timeout_s=_DEADLINE_S)
-        match parse_message(frame):
+    """What the peer says, until every picture came.
+
+    Raises:
+        RefusedError: if it would not draw.
+        TransportError: if it was too late.
+        PeerError: if it sent what was not asked for, the same picture twice, or news without end.
+    """
+    ends_at = trio.current_time() + request.deadline_s
+    missing = set(range(request.n))
+    news_left = (request.steps + 1) * request.n
+    while missing:
+        match parse_message(await _receive(stream, ends_at - trio.current_time())):
             case InferenceProgress(step, steps):
+                news_left -= 1
+                if news_left < 0:
+                    raise PeerError(f"progress: more news than {request.n} pictures can have")
                 yield PeerProgress(step, steps)
             case InferenceReply() as reply:
                 receipt = open_reply(reply, request, peer=peer, now=now_s())
-                pictures += 1
+                if reply.index not in missing:
+                    raise PeerError(f"picture {reply.index} came twice")
+                missing.remove(reply.index)
                 yield PeerPicture(reply.index, reply.image, receipt)
             case InferenceRefusal(code, reason):
                 raise RefusedError(code, reason)
+
+
+async def _receive(stream: Stream, timeout_s: float) -> bytes:
+    if timeout_s <= 0:
+        raise TransportError("not drawn in the time given")
+    try:
+        return await stream.receive_frame(max_size=MAX_IMAGE_REPLY_SIZE, timeout_s=timeout_s)
+    except (StreamClosedError, LimitError):
+        raise
+    except PeerError as error:  # late: nothing was sent that could be wrong
+        raise TransportError(str(error)) from error

@@ -19,6 +19,7 @@ from node.providers import find_providers
 from p2p.blobs import BlobStore, blobs_of
 from p2p.codec import BLOB_KEY, Verified, open_signed, unpack
 from p2p.dht.port import RecordStore
+from p2p.errors import DecodeError, TransportError
 from p2p.ids import BlobId, PeerId, RunId
 from p2p.limits import CHUNK_SIZE
 from p2p.records import CheckpointManifest, FileEntry, FileSet
@@ -59,10 +60,16 @@ class Fetcher:
 
         Raises:
             NodeError: NOT_FOUND if nobody gave it, NO_PEERS if nobody could be asked.
+            StorageError: if there is no room for it.
         """
-        if not self.blobs.has(cid):
-            await self._pull(cid, ((cid, UNKNOWN_SIZE),), hints, None)
+        async with self._lock(cid):
+            if not self.blobs.has(cid):
+                with self.blobs.reserve(CHUNK_SIZE, (cid,)):
+                    await self._pull(cid, ((cid, UNKNOWN_SIZE),), hints, None)
         return self.blobs.get(cid)
+
+    def _lock(self, root: BlobId) -> trio.Lock:
+        return self._locks.setdefault(root, trio.Lock())
 
     async def folder(
         self,
@@ -93,7 +100,10 @@ class Fetcher:
             DecodeError: if it is not a checkpoint manifest of this run, or is badly signed.
         """
         envelope = await self.blob(cid, hints=hints)
-        return open_signed(CheckpointManifest, envelope, key=BLOB_KEY, now=0.0)
+        manifest = open_signed(CheckpointManifest, envelope, key=BLOB_KEY, now=0.0)
+        if manifest.record.run != self.run:
+            raise DecodeError(f"checkpoint {cid} is of run {manifest.record.run}, not {self.run}")
+        return manifest
 
     async def checkpoint(
         self,
@@ -124,7 +134,7 @@ class Fetcher:
         on_progress: ProgressHook | None,
     ) -> None:
         sizes = dict(blobs_of(files))
-        async with self._locks.setdefault(root, trio.Lock()):
+        async with self._lock(root):
             missing = self.blobs.missing(sizes)
             if missing:
                 wanted = tuple((chunk, sizes[chunk]) for chunk in missing)
@@ -139,7 +149,14 @@ class Fetcher:
         hints: Iterable[PeerId],
         on_progress: ProgressHook | None,
     ) -> None:
-        holders = await find_providers(self.records, self.run, root)
+        hints = tuple(hints)
+        try:
+            holders = await find_providers(self.records, self.run, root)
+        except TransportError as error:
+            if not hints:
+                raise
+            logger.info("only the peers at hand are asked for %s: %s", root, error)
+            holders = ()
         providers = self.peers.bulk_peers((*hints, *holders))
         if not providers:
             raise NodeError(

@@ -4,8 +4,11 @@ Never prompts, secrets or tensors. Lines are whole: each is one `write` in appen
 """
 
 import json
+import logging
 import time
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
@@ -21,9 +24,15 @@ class Journal:
         self._node = node
 
     def write(self, event: str, **facts: object) -> None:
-        """Append one event with the time in seconds since the epoch."""
+        """Append one event with the time in seconds since the epoch.
+
+        A disk that refuses costs the line, not the work it tells of.
+        """
         line = json.dumps(
             {"time": round(time.time(), 3), "node": self._node, "event": event, **facts}
         )
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            logger.warning("event %s not written to %s: %s", event, self._path, error.strerror)

@@ -8,6 +8,7 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Final
@@ -17,7 +18,7 @@ import trio
 from node.clock import now_s
 from node.context import NodeContext
 from p2p.codec import check_envelope, open_signed, pack, seal, unpack
-from p2p.errors import P2PError, PeerError, TransportError
+from p2p.errors import LimitError, P2PError, PeerError, TransportError
 from p2p.hello import MAX_HELLO_SIZE, MAX_OTHERS, PROTOCOL, Hello
 from p2p.host import Stream
 from p2p.ids import PeerId, peer_id
@@ -36,7 +37,8 @@ _LONGEST_RETRY_S: Final = 30.0
 _LOOK_AROUND_S: Final = 30.0
 _LOOK_AROUND_ALONE_S: Final = 3.0
 _MAX_ADDRESSES: Final = 8
-"""Of each kind in a node record: it must fit 2 KiB."""
+"""Of each kind in a node record; fewer if they are so long that it would not fit 2 KiB."""
+_MAX_OTHER_RUNS: Final = 256
 
 
 @dataclass(slots=True)
@@ -69,15 +71,25 @@ class Membership:
             nursery.start_soon(self._look_around)
 
     def node_envelope(self) -> tuple[bytes, float]:
-        """Our own node record, sealed now, and its expiry."""
+        """Our own node record, sealed now, and its expiry; with as many addresses as fit.
+
+        Raises:
+            LimitError: if not even one of each kind fits.
+        """
+        for most in range(_MAX_ADDRESSES, 1, -1):
+            with suppress(LimitError):
+                return self._seal_node(most)
+        return self._seal_node(1)
+
+    def _seal_node(self, most: int) -> tuple[bytes, float]:
         context = self.context
         now = now_s()
         record = NodeRecord(
             run=context.run,
             name=context.config.name,
             version=version("paris-node"),
-            host_addresses=context.host.listening()[:_MAX_ADDRESSES],
-            bulk_addresses=context.swarm.addresses()[:_MAX_ADDRESSES],
+            host_addresses=context.host.listening()[:most],
+            bulk_addresses=context.swarm.addresses()[:most],
             serves=context.config.serve,
             issued_at=now,
         )
@@ -110,10 +122,12 @@ class Membership:
 
     async def _learn(self, sender: PeerId, hello: Hello) -> None:
         if hello.run != self.context.run:
-            self.other_runs[sender] = hello.run
+            if len(self.other_runs) < _MAX_OTHER_RUNS:
+                self.other_runs[sender] = hello.run
             logger.warning("peer %s belongs to run %s, not to ours", sender, hello.run)
             await self.context.host.disconnect(sender)
             return
+        self.other_runs.pop(sender, None)
         fresh = [self._learn_record(envelope, sender) for envelope in (hello.node, *hello.others)]
         await self._enter_dht([record for record in fresh if record is not None])
         self.met_somebody.set()
@@ -145,7 +159,7 @@ class Membership:
         while True:
             if await self._dial(address):
                 pause_s = _LOOK_AROUND_S
-            elif not self.context.host.connected():
+            elif not self.context.host.connected() and not self.other_runs:
                 self.network = f"0 peers, retrying in {math.ceil(pause_s)} s"
             await trio.sleep(pause_s * random.uniform(0.8, 1.2))
             pause_s = min(_LONGEST_RETRY_S, 2 * pause_s)
@@ -162,6 +176,11 @@ class Membership:
             await self.greet(peer)
         except P2PError as error:
             logger.info("dialling %s: %s", address, error)
+            if target:  # whoever does not say hello is no company
+                await host.disconnect(PeerId(target))
+            return False
+        if peer in self.other_runs:
+            self.network = f"0 peers: {address} is in another run, {self.other_runs[peer]}"
             return False
         self.context.state.remember_peer(peer, address, now_s())
         self.network = "connected"
@@ -178,7 +197,10 @@ class Membership:
             is_reachable = bool(context.swarm.addresses())
             envelope, expires_at = self.node_envelope()
             try:
-                await context.swarm.put(key, context.identity.public_key, envelope, expires_at)
+                is_stored = await context.swarm.put(
+                    key, context.identity.public_key, envelope, expires_at
+                )
+                is_reachable = is_reachable and is_stored
             except TransportError as error:
                 logger.warning("node record not stored: %s", error)
                 is_reachable = False

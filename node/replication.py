@@ -52,9 +52,9 @@ class Replicator:
     async def run(self) -> None:
         """Look for what to hold, until cancelled."""
         while True:
-            self.wake = trio.Event()
             with trio.move_on_after(_LOOK_S):
                 await self.wake.wait()
+            self.wake = trio.Event()  # what comes while we pull wakes us again
             for cluster in self.catalog.clusters():
                 advert = self.catalog.best(cluster)
                 if advert is not None and self._is_ours_to_hold(advert):

@@ -210,7 +210,10 @@ class NodeService:
         blob = _blob(cid)
         manifest = await self._manifest(blob)
         record = manifest.record
-        holders = await find_providers(self.context.swarm, self.context.run, blob)
+        try:
+            holders = await find_providers(self.context.swarm, self.context.run, blob)
+        except TransportError as error:
+            raise for_people(error) from error
         return {
             "schema": SCHEMA,
             "cid": blob,
@@ -284,9 +287,12 @@ class NodeService:
 
     async def generate(self, request: Mapping[str, object]) -> AsyncGenerator[Json]:
         """Draw here, or have a peer draw."""
-        async with aclosing(self.artist.generate(order_of(request))) as events:
-            async for event in events:
-                yield event
+        try:
+            async with aclosing(self.artist.generate(order_of(request))) as events:
+                async for event in events:
+                    yield event
+        except P2PError as error:
+            raise for_people(error) from error
 
     def stop(self) -> None:
         """Begin a graceful stop."""

@@ -6,6 +6,7 @@ Prompts are neither logged nor kept. A peer that goes away stops its drawing wit
 import logging
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
@@ -15,7 +16,7 @@ from node.drawing import Drawing, DrawOrder, Materials, image_of, shares_of
 from node.errors import ErrorCode, NodeError
 from node.workers.link import Message
 from p2p.codec import BLOB_KEY, seal
-from p2p.errors import PeerError
+from p2p.errors import DecodeError, PeerError, StorageError, TransportError
 from p2p.host import Stream
 from p2p.ids import ClusterId, PeerId, blob_id
 from p2p.inference import (
@@ -33,6 +34,15 @@ from p2p.limits import MAX_IMAGE_REPLY_SIZE, MAX_REQUEST_SIZE, REQUEST_TIMEOUT_S
 from p2p.records import ImageReceipt
 
 logger = logging.getLogger(__name__)
+
+_FAILED: Final = InferenceRefusal("failed", "this node could not draw it: ask another")
+"""Our own sentences name our paths and processes; those are none of a peer's business."""
+_NO_EXPERTS: Final = InferenceRefusal("no_experts", "this node has no expert to draw with yet")
+_REFUSALS: Final = {
+    ErrorCode.NOT_FOUND: _NO_EXPERTS,
+    ErrorCode.NO_PEERS: _NO_EXPERTS,
+    ErrorCode.REFUSED: InferenceRefusal("busy", "too many drawings wait here: try later"),
+}
 
 
 @dataclass(slots=True)
@@ -84,10 +94,11 @@ class Serving:
         try:
             await self._draw(stream, request)
         except NodeError as error:
-            is_empty = error.code in (ErrorCode.NOT_FOUND, ErrorCode.NO_PEERS)
-            code = "no_experts" if is_empty else "failed"
             logger.warning("drawing for %s: %s", peer, error)
-            await _send(stream, InferenceRefusal(code, error.message[:200]))
+            await _send(stream, _REFUSALS.get(error.code, _FAILED))
+        except (DecodeError, StorageError, TransportError) as error:  # ours: not the asker's fault
+            logger.warning("drawing for %s: %s", peer, error)
+            await _send(stream, _FAILED)
         finally:
             self._running.remove(peer)
             self._turn.release()

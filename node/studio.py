@@ -25,10 +25,11 @@ _NEWS: Final = 64
 """Messages of one drawing that may wait for a slow reader; then the worker waits too."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     order: Message
     news: trio.MemorySendChannel[Message]
+    is_done: bool = False
 
 
 @dataclass(slots=True)
@@ -44,13 +45,17 @@ class Studio:
         """Carry out orders until cancelled."""
         while True:
             first = await self._jobs[1].receive()
-            log = self.home.worker_log("expert")
-            async with open_worker("node.workers.expert", log=log, grace_s=_GRACE_S) as worker:
-                try:
-                    await self._draw(worker, first)
-                    await self._serve(worker)
-                except WorkerDiedError as error:
-                    logger.warning("%s", error)
+            with first.news:  # its asker hears of it even if no worker can be started
+                await self._hold_worker(first)
+
+    async def _hold_worker(self, first: _Job) -> None:
+        log = self.home.worker_log("expert")
+        async with open_worker("node.workers.expert", log=log, grace_s=_GRACE_S) as worker:
+            try:
+                await self._draw(worker, first)
+                await self._serve(worker)
+            except WorkerDiedError as error:
+                logger.warning("%s", error)
 
     async def draw(self, order: Message) -> AsyncGenerator[Message]:
         """Draw: `route`, `progress` and `image` messages, in the order they come.
@@ -61,8 +66,9 @@ class Studio:
             NodeError: if the drawing failed, or too many orders wait.
         """
         send, receive = trio.open_memory_channel[Message](_NEWS)
+        job = _Job(order, send)
         try:
-            self._jobs[0].send_nowait(_Job(order, send))
+            self._jobs[0].send_nowait(job)
         except trio.WouldBlock:
             raise NodeError(
                 ErrorCode.REFUSED, f"{_QUEUE} drawings wait already", "try again in a moment"
@@ -72,6 +78,10 @@ class Studio:
                 if message["kind"] == "failed":
                     raise NodeError(ErrorCode.FAILED, str(message["error"]), str(message["fix"]))
                 yield message
+        if not job.is_done:
+            raise NodeError(
+                ErrorCode.FAILED, "the drawing was broken off", "try again; see: paris-node logs"
+            )
 
     async def _serve(self, worker: Worker) -> None:
         while True:
@@ -95,6 +105,7 @@ class Studio:
         while True:
             message = await worker.receive()
             if message["kind"] == "done":
+                job.is_done = True
                 return
             if is_heard and not await self._tell(job, message):
                 is_heard = False

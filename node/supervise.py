@@ -16,10 +16,12 @@ from pathlib import Path
 from subprocess import STDOUT
 from typing import Final
 
+import msgpack
 import trio
 
 from node.errors import NodeError
 from node.workers.link import Message, decode_message, encode_message
+from p2p.errors import LimitError
 from p2p.limits import MAX_CHILD_FRAME_SIZE
 from p2p.wire import FrameDecoder
 
@@ -35,17 +37,18 @@ _TERM_GRACE_S: Final = 1.0
 
 
 class WorkerDiedError(Exception):
-    """A worker process ended while the node still needed it.
+    """A worker process ended, or became unusable, while the node still needed it.
 
     Args:
         name: the worker's module.
         returncode: its exit status, negative for a signal; None if only the line broke.
         log: where its output is.
+        what: what happened, if it did not just end.
     """
 
-    def __init__(self, name: str, returncode: int | None, log: Path) -> None:
+    def __init__(self, name: str, returncode: int | None, log: Path, what: str = "") -> None:
         ended = "closed its line" if returncode is None else f"ended with status {returncode}"
-        super().__init__(f"worker {name} {ended}; its output is in {log}")
+        super().__init__(f"worker {name} {what or ended}; its output is in {log}")
         self.returncode = returncode
 
 
@@ -93,7 +96,11 @@ class Worker:
                 raise await self._died() from error
             if not data:
                 raise await self._died()
-            self._pending += [decode_message(frame) for frame in self._decoder.feed(data)]
+            try:
+                self._pending += [decode_message(frame) for frame in self._decoder.feed(data)]
+            except (ValueError, msgpack.UnpackException, LimitError) as error:
+                self.kill()  # nothing it says after this can be made out
+                raise WorkerDiedError(self.name, None, self._log, "wrote garbage") from error
         return self._pending.pop(0)
 
     def kill(self) -> None:
@@ -153,6 +160,13 @@ async def open_worker(
         await worker.finish(grace_s)
 
 
+def is_for_people(error: BaseException) -> bool:
+    """Whether an error is a `NodeError`, or a nursery's group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_for_people, error.exceptions))
+    return isinstance(error, NodeError)
+
+
 @dataclass(slots=True)
 class ServiceHealth:
     """How one service of the node is doing."""
@@ -183,9 +197,9 @@ class Supervisor:
                 await service()
                 health.state = "done"
                 return
-            except NodeError:
-                raise
             except Exception as error:
+                if is_for_people(error):
+                    raise
                 logger.exception("service %s failed", name)
                 health.failures += 1
                 health.last_error = f"{type(error).__name__}: {error}"

@@ -33,8 +33,8 @@ _GRACE_S: Final = 0.5
 """Then its process ends; the node promises 5 s in all."""
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
-_PATIENT_STARTS: Final = 5
-"""Tries, half a minute in all, before a cluster whose checkpoints are lost is begun anew."""
+_PATIENT_STARTS: Final = 3
+"""Tries, about a minute in all, before a cluster whose checkpoints are lost is begun anew."""
 
 
 class TrainingFailedError(Exception):

@@ -45,8 +45,9 @@ class Trainer:
             except ParentGoneError:
                 self._is_heard = False
                 self._is_stopping = True
-            else:
-                self._is_stopping = message is not None and message["kind"] == "stop"
+            else:  # only ever raised: a signal may have set it while we looked
+                if message is not None and message["kind"] == "stop":
+                    self._is_stopping = True
         return self._is_stopping
 
     def run(self, order: Mapping[str, Any]) -> None:

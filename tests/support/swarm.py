@@ -6,6 +6,7 @@ speaks the real worker protocol; every file, blob, signature and database is rea
 """
 
 import os
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -552,6 +553,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: objec
     The test must ask for `autojump_clock` too: pytest-trio looks for a clock among its arguments.
     """
     virtual_time(monkeypatch)
+    random.seed(7)  # jitter
     made = World(tmp_path)
     monkeypatch.setattr(node.training_job, "open_worker", made.farm.open_worker)
     return made
