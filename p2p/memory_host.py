@@ -9,13 +9,13 @@ import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2p import limits
-from p2p.errors import DecodeError, LimitError, PeerError, StreamClosedError, TransportError
+from p2p.errors import DecodeError, PeerError, StreamClosedError, TransportError
 from p2p.host import ConnectedPeer, GossipMessage, Stream, StreamHandler, TopicValidator, Verdict
 from p2p.host_guards import (
     PublishBudget,
@@ -26,6 +26,7 @@ from p2p.host_guards import (
     split_address,
 )
 from p2p.ids import PeerId, peer_id
+from p2p.memory_stream import MemoryStream, StreamPair
 
 logger = logging.getLogger(__name__)
 
@@ -35,86 +36,6 @@ _FRAMES_IN_FLIGHT = 16
 def peer_of_seed(seed: bytes) -> PeerId:
     """Peer id of a 32-byte Ed25519 seed."""
     return peer_id(Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw())
-
-
-@dataclass(slots=True, eq=False)
-class _Pair:
-    """What the two ends of one stream share."""
-
-    opener: PeerId
-    server: PeerId
-    protocol: str
-    is_reset: bool = False
-    senders: list[trio.MemorySendChannel[bytes]] = field(default_factory=list)
-
-    def reset(self) -> None:
-        self.is_reset = True
-        for sender in self.senders:
-            sender.close()
-
-
-class MemoryStream:
-    """One end of an in-memory stream; see `p2p.host.Stream`."""
-
-    def __init__(
-        self,
-        peer: PeerId,
-        pair: _Pair,
-        outgoing: trio.MemorySendChannel[bytes],
-        incoming: trio.MemoryReceiveChannel[bytes],
-    ) -> None:
-        self._peer = peer
-        self._pair = pair
-        self._outgoing = outgoing
-        self._incoming = incoming
-
-    @property
-    def peer(self) -> PeerId:
-        """Who is at the other end."""
-        return self._peer
-
-    async def send_frame(self, payload: bytes, *, max_size: int) -> None:
-        """Send one frame."""
-        if len(payload) > max_size:
-            raise LimitError(f"frame: got {len(payload)} bytes, the limit is {max_size}")
-        with trio.move_on_after(limits.IDLE_STREAM_TIMEOUT_S) as scope:
-            try:
-                await self._outgoing.send(bytes(payload))
-            except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
-                raise StreamClosedError(f"stream to {self._peer} is closed") from error
-        if scope.cancelled_caught:
-            await self.reset()
-            raise PeerError(f"{self._peer} did not read for {limits.IDLE_STREAM_TIMEOUT_S:g} s")
-
-    async def receive_frame(self, *, max_size: int, timeout_s: float) -> bytes:
-        """Receive one frame."""
-        with trio.move_on_after(timeout_s):
-            try:
-                frame = await self._incoming.receive()
-            except (trio.EndOfChannel, trio.ClosedResourceError) as error:
-                raise StreamClosedError(f"{self._peer} closed the stream") from error
-            if self._pair.is_reset:
-                raise StreamClosedError(f"stream with {self._peer} was reset")
-            if len(frame) > max_size:
-                await self.reset()
-                raise LimitError(f"frame: announced {len(frame)} bytes, the limit is {max_size}")
-            return frame
-        raise PeerError(f"{self._peer} sent no whole frame within {timeout_s:g} s")
-
-    async def close(self) -> None:
-        """Say that no more will be sent."""
-        self._outgoing.close()
-        await trio.lowlevel.checkpoint()
-
-    async def reset(self) -> None:
-        """Drop the stream both ways."""
-        self._pair.reset()
-        await trio.lowlevel.checkpoint()
-
-    def abandon(self) -> None:
-        """Both directions are done with at this end."""
-        self._outgoing.close()
-        self._incoming.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +188,7 @@ class MemoryHost:
         self._arrivals = arrivals
         self._handlers: dict[str, StreamHandler] = {}
         self._subscriptions: dict[str, Subscription] = {}
-        self._pairs: set[_Pair] = set()
+        self._pairs: set[StreamPair] = set()
         self._seen: set[int] = set()
         self._publish_budget = PublishBudget()
         self.counts: Counter[str] = Counter()
@@ -372,7 +293,7 @@ class MemoryHost:
             return
         self._network.spread(self, message_id, message)
 
-    def admit(self, opener: PeerId, protocol: str) -> tuple[_Pair, MemoryStream]:
+    def admit(self, opener: PeerId, protocol: str) -> tuple[StreamPair, MemoryStream]:
         """Accept a stream: the opener's end of it, and what both ends share."""
         if protocol not in self._handlers:
             raise TransportError(f"{self._peer} does not serve {protocol}")
@@ -381,7 +302,7 @@ class MemoryHost:
                 f"{self._peer} refused {protocol}: "
                 f"{limits.MAX_STREAMS_PER_PEER} streams are already open"
             )
-        pair = _Pair(opener, self._peer, protocol)
+        pair = StreamPair(opener, self._peer, protocol)
         to_server, server_in = trio.open_memory_channel[bytes](_FRAMES_IN_FLIGHT)
         to_opener, opener_in = trio.open_memory_channel[bytes](_FRAMES_IN_FLIGHT)
         pair.senders += (to_server, to_opener)

@@ -131,7 +131,7 @@ def test_a_bootstrap_that_is_down_is_a_status_and_not_an_error(
         text = wait_for(
             lambda: (t := str(node.status()["network"])).startswith("0 peers") and t, "status", 40
         )
-        assert "retrying in" in text
+        assert "retrying in" in str(text)
     finally:
         node.stop()
 
