@@ -22,7 +22,12 @@ from p2p.errors import LimitError, P2PError, PeerError, TransportError
 from p2p.hello import MAX_HELLO_SIZE, MAX_OTHERS, PROTOCOL, Hello
 from p2p.host import Stream
 from p2p.ids import PeerId, peer_id
-from p2p.limits import DIAL_TIMEOUT_S, MAX_OWNERS_PER_KEY, REQUEST_TIMEOUT_S
+from p2p.limits import (
+    DIAL_TIMEOUT_S,
+    MAX_ADDRESS_LENGTH,
+    MAX_OWNERS_PER_KEY,
+    REQUEST_TIMEOUT_S,
+)
 from p2p.records import NodeRecord, node_key, node_keys
 
 logger = logging.getLogger(__name__)
@@ -88,8 +93,8 @@ class Membership:
             run=context.run,
             name=context.config.name,
             version=version("paris-node"),
-            host_addresses=context.host.listening()[:most],
-            bulk_addresses=context.swarm.addresses()[:most],
+            host_addresses=_short(context.host.listening())[:most],
+            bulk_addresses=_short(context.swarm.addresses())[:most],
             serves=context.config.serve,
             issued_at=now,
         )
@@ -245,3 +250,7 @@ class Membership:
             await step()
         except TransportError as error:
             logger.info("membership: %s", error)
+
+
+def _short(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(address for address in addresses if len(address) <= MAX_ADDRESS_LENGTH)

@@ -267,7 +267,7 @@ async def test_late_gossip_and_dht_record_of_an_old_token_change_nothing(
     world: World, autojump_clock: MockClock
 ) -> None:
     world.clusters = 1
-    async with open_nodes(world, ("ada", "ben", "cem")) as (ada, ben, cem):
+    async with open_nodes(world, ("ada", "ben", "cem")) as (ada, ben, cem):  # noqa: SIM117
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ada.run)
             await until(lambda: bool(ada.events("published")), within_s=60)
