@@ -20,7 +20,7 @@ from libp2p.pubsub.pubsub import LastSeenCache
 from libp2p.tools.anyio_service.trio_manager import TrioManager
 from multiaddr import Multiaddr
 
-from p2p.errors import TransportError
+from p2p.errors import PortInUseError, TransportError
 from p2p.host import Verdict
 from p2p.ids import PeerId
 from p2p.libp2p_host import HostLimits, LibP2PHost, open_host
@@ -52,7 +52,7 @@ async def test_port_in_use_is_named() -> None:
     async with open_host(settings("first")) as first:
         listen = first.listening()[0].partition("/p2p/")[0]
         port = listen.rpartition("/")[2]
-        with pytest.raises(TransportError, match=rf"127\.0\.0\.1 port {port}.*in use"):
+        with pytest.raises(PortInUseError, match=rf"127\.0\.0\.1/tcp/{port}.*in use"):
             async with open_host(settings("second", listen=listen)):
                 pytest.fail("two hosts share a port")
 
@@ -62,7 +62,7 @@ async def test_port_of_any_program_is_in_use() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(TransportError, match=f"port {port}"):
+        with pytest.raises(PortInUseError, match=f"tcp/{port}"):
             async with open_host(settings("node", listen=f"/ip4/127.0.0.1/tcp/{port}")):
                 pytest.fail("opened")
 
