@@ -121,18 +121,19 @@ async def test_worker_is_ended_though_the_node_is_being_cancelled(
     program: Callable[[str], str], tmp_path: Path
 ) -> None:
     processes: list[trio.Process] = []
+    is_ready = trio.Event()
 
     async def work() -> None:
         async with open_worker(program(ECHO), log=tmp_path / "log", grace_s=20) as worker:
             await worker.send({"kind": "hello"})
             await worker.receive()
             processes.append(worker._process)
+            is_ready.set()
             await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(work)
-        while not processes:
-            await trio.sleep(0.01)
+        await is_ready.wait()
         nursery.cancel_scope.cancel()
     assert processes[0].returncode == 0
 
