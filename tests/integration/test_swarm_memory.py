@@ -183,6 +183,36 @@ async def test_training_stops_when_the_dht_is_down_and_resumes_after(
         await until(lambda: training(world) == 1, within_s=2 * LEASE_S + 10)
 
 
+async def test_cluster_given_up_is_left_to_others_for_a_lease(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.clusters = 1
+    async with open_nodes(world, ("ada",)) as (ada,), running(ada):
+        await until(lambda: training(world) == 1, within_s=LEASE_S)
+        world.dht.take_down("ada")
+        await until(lambda: bool(ada.events("yielded")), within_s=LEASE_S)
+        world.dht.bring_up("ada")
+        waited_s = await until(lambda: bool(ada.clusters), within_s=2 * LEASE_S)
+        assert waited_s >= LEASE_S - 1
+
+
+async def test_claiming_that_failed_begins_anew_and_trains_again(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """A bug in one round must not leave a claim held that nobody trains."""
+    world.clusters = 1
+    async with open_nodes(world, ("ada",)) as (ada,), running(ada):
+        await until(lambda: training(world) == 1, within_s=LEASE_S)
+        health = ada.supervisor.health["claiming"]
+        ada.claiming.publisher = None  # type: ignore[assignment]
+        for job in ada.claiming.trainings():
+            job.publisher = None  # type: ignore[assignment]
+        await until(lambda: health.failures == 1, within_s=60)
+        ada.claiming.publisher = ada.publisher
+        await until(lambda: training(world) == 1, within_s=2 * LEASE_S)
+        assert ada.clusters == (ZERO,)
+
+
 async def test_training_stops_in_time_while_a_dht_call_hangs(
     world: World, autojump_clock: MockClock
 ) -> None:
