@@ -139,6 +139,7 @@ async def _open_network(
         blob_root=blobs.root,
         log_path=home.worker_log("swarm"),
         has_port_mapping=not _is_loopback(config.bulk_listen),
+        has_auto_relay=config.relay and not _is_loopback(config.bulk_listen),
     )
     host_settings = HostSettings(
         seed=identity.seed,
@@ -146,6 +147,7 @@ async def _open_network(
         lan_discovery=config.lan_discovery,
         run=run,
         relay_service=config.relay,
+        relays=config.peers if config.relay else (),  # the peers we were given are our bootstraps
     )
     async with open_dht(dht) as swarm, open_host(host_settings) as host:
         peers = PeerBook(identity.peer)

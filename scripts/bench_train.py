@@ -30,7 +30,7 @@ from training.prepare import default_spec, prepare_run
 from training.run import Run
 from training.text import UNCONDITIONAL
 
-WARMUP_STEPS = 10
+WARMUP_STEPS = 100
 
 
 def hand_written_rate(cluster: Cluster, run: Run, steps: int) -> float:
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=250, help="optimizer steps per round")
+    parser.add_argument("--steps", type=int, default=375, help="optimizer steps per round")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()

@@ -22,9 +22,8 @@ from training.pictures import caption_grid
 
 JUDGE: Final = Path(__file__).parent / "data" / "classifier" / "classifier.safetensors"
 PER_CAPTION: Final = 100
+"""Picture i of all has seed i: not picked. Other seeds move the accuracy by about .01."""
 IN_GRID: Final = 8
-SEED: Final = 0
-"""Not picked: the first pictures of the first seed."""
 
 
 def draw_and_score(node: LocalNode, out: Path, story: Story) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def draw_and_score(node: LocalNode, out: Path, story: Story) -> dict[str, Any]:
         folder = node.home / "pictures"
         folder.mkdir(exist_ok=True)
         answer = cli(
-            *("generate", caption, "-n", str(PER_CAPTION), "--seed", str(SEED + 1000 * number)),
+            *("generate", caption, "-n", str(PER_CAPTION), "--seed", str(PER_CAPTION * number)),
             *("--where", "local", "-o", str(folder / f"{number}.png")),
             home=node.home,
         )

@@ -67,7 +67,7 @@ def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None
         (ClusterReady((3,), 8, "5 is next"), "[3/4] cluster   claimed 3 of 8 (5 is next)"),
         (ClusterReady((), 8, "all owned"), "[3/4] cluster   none of 8 (all owned)"),
         (ServingReady("http://127.0.0.1:4180"), "[4/4] serving   http://127.0.0.1:4180"),
-        (NodeReady(2.14), "Ready in 2.1 s.  Try:  "),
+        (NodeReady(2.14, "a boat"), "Ready in 2.1 s.  Try:  "),
         (Notice("0 peers, retrying in 4 s"), "      0 peers, retrying in 4 s"),
     ],
 )
@@ -93,7 +93,11 @@ def test_new_identity_is_told_with_the_place_of_its_key(tmp_path: Path) -> None:
 def test_every_start_event_has_its_json(tmp_path: Path) -> None:
     from node.events import event_to_json
 
-    assert event_to_json(NodeReady(2.0)) == {"event": "ready", "seconds": 2.0}
+    assert event_to_json(NodeReady(2.0, "a boat")) == {
+        "event": "ready",
+        "seconds": 2.0,
+        "example": "a boat",
+    }
     assert event_to_json(ClusterReady((1,), 4, ""))["claimed"] == (1,)
 
 
