@@ -209,7 +209,7 @@ async def test_claiming_that_failed_begins_anew_and_trains_again(
             job.publisher = None  # type: ignore[assignment]
         await until(lambda: health.failures == 1, within_s=60)
         ada.claiming.publisher = ada.publisher
-        await until(lambda: training(world) == 1, within_s=2 * LEASE_S)
+        await until(lambda: training(world) == 1, within_s=LEASE_S / 2)
         assert ada.clusters == (ZERO,)
 
 
