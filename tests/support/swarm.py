@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from node.catalog import Catalog
 from node.claiming import Claiming
 from node.config import Config
 from node.context import NodeContext
-from node.fetching import Fetcher, ProgressHook
+from node.fetching import Fetcher
 from node.home import prepare
 from node.journal import Journal
 from node.keeping import keep, keep_folder
@@ -33,28 +33,20 @@ from node.peerbook import PeerBook
 from node.publishing import Publisher
 from node.replication import Replicator
 from node.state import open_state
-from node.supervise import Supervisor, WorkerDiedError
+from node.supervise import Supervisor
 from node.watching import Watching
-from node.workers.link import Message
-from p2p import blob_files
 from p2p.blobs import BlobStore
 from p2p.codec import pack
-from p2p.dht.memory import MemoryDht, MemoryRecordStore
-from p2p.dht.port import StoredRecord
-from p2p.errors import DecodeError, StorageError, TransportError
+from p2p.dht.memory import MemoryDht
 from p2p.identity import Identity
 from p2p.ids import BlobId, ClusterId, PeerId, RunId
-from p2p.limits import DHT_CALL_TIMEOUT_S
 from p2p.memory_host import MemoryNetwork
 from p2p.records import ClaimPolicy, FileSet, RunManifest
-from p2p.transfer import BulkPeer, PullProgress, PullResult, check_blob
+from tests.support.fake_trainer import BUDGET, SAVE_EVERY, FakeTrainer, TrainerFarm
+from tests.support.memory_swarm import STALL_S, BulkHub, MemorySwarm
 
 EPOCH_S = 1_800_000_000.0
 POLICY = ClaimPolicy(lease_s=30.0, renew_s=8.0, settle_s=1.0, patience_renewals=1000)
-BUDGET = 1000
-SAVE_EVERY = 100
-STALL_S = 10.0
-"""After which the bulk transport gives a silent provider up, as the real one does."""
 
 
 def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,268 +66,6 @@ def wall() -> float:
     return EPOCH_S + trio.current_time()
 
 
-# --- bulk --------------------------------------------------------------------------------------
-@dataclass
-class BulkHub:
-    """Whose store is behind which swarm child, and who misbehaves how.
-
-    Attributes:
-        stores: blob stores by the child's id.
-        faults: "lie" (altered bytes), "stall" (silence), "die" (gone after one blob), "empty".
-        pulls: what was asked, one entry per call.
-        gate: calls wait here while it is set to an event.
-        served: blobs each child gave.
-    """
-
-    stores: dict[str, BlobStore] = field(default_factory=dict)
-    faults: dict[str, str] = field(default_factory=dict)
-    pulls: list[tuple[BlobId, ...]] = field(default_factory=list)
-    gate: trio.Event | None = None
-    served: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class _Outcome:
-    """What one pull came to so far."""
-
-    fetched: dict[BlobId, tuple[str, int]] = field(default_factory=dict)
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-
-
-@dataclass
-class MemorySwarm:
-    """One node's swarm child: records over a `MemoryDht`, bulk over a `BulkHub`."""
-
-    name: str
-    records: MemoryRecordStore
-    hub: BulkHub
-    blobs: BlobStore
-    bootstraps: list[tuple[str, ...]] = field(default_factory=list)
-    hangs: bool = False
-    """Every DHT call takes until its deadline, as a `get` of the real one was seen to do."""
-    is_ready: bool = True
-    puts: int = 0
-
-    @property
-    def child_id(self) -> str:
-        return f"child-{self.name}"
-
-    def addresses(self) -> tuple[str, ...]:
-        return (f"/ip4/127.0.0.1/tcp/9/p2p/{self.child_id}",) if self.is_ready else ()
-
-    async def put(self, key: str, subkey: bytes, value: bytes, expires_at: float) -> bool:
-        self.puts += 1
-        await self._hang()
-        return await self.records.put(key, subkey, value, expires_at)
-
-    async def get(self, key: str) -> tuple[StoredRecord, ...]:
-        await self._hang()
-        return await self.records.get(key)
-
-    async def _hang(self) -> None:
-        if self.hangs:
-            await trio.sleep(DHT_CALL_TIMEOUT_S)
-            raise TransportError("the DHT did not answer in time")
-
-    async def bootstrap(self, addresses: Sequence[str]) -> int:
-        await trio.lowlevel.checkpoint()
-        self.bootstraps.append(tuple(addresses))
-        return len(addresses)
-
-    async def wait_ready(self, timeout_s: float) -> None:
-        if not self.is_ready:
-            await trio.sleep(timeout_s)
-            raise TransportError("the swarm child is not ready")
-        await trio.lowlevel.checkpoint()
-
-    async def known_peers(self) -> int:
-        await trio.lowlevel.checkpoint()
-        return len(self.hub.stores) - 1
-
-    async def pull(
-        self,
-        blobs: Sequence[tuple[BlobId, int]],
-        providers: Sequence[BulkPeer],
-        on_progress: ProgressHook,
-    ) -> PullResult:
-        self.hub.pulls.append(tuple(blob for blob, _ in blobs))
-        await trio.sleep(0.01)
-        if self.hub.gate is not None:
-            await self.hub.gate.wait()
-        outcome = _Outcome()
-        for provider in providers:
-            missing = [blob for blob, _ in blobs if blob not in outcome.fetched]
-            if missing:
-                await self._from(provider.peer_id, missing, outcome)
-                on_progress(_progress(len(outcome.fetched), len(blobs)))
-        return _result(blobs, outcome)
-
-    async def _from(self, child: str, wanted: list[BlobId], outcome: _Outcome) -> None:
-        fault, store = self.hub.faults.get(child), self.hub.stores.get(child)
-        if store is None or fault == "stall":
-            await trio.sleep(STALL_S)
-            outcome.failed.append((child, "no answer"))
-            return
-        for number, blob in enumerate(wanted):
-            if fault == "die" and number == 1:
-                outcome.failed.append((child, "went away"))
-                return
-            if fault == "empty" or not store.has(blob):
-                continue
-            data = store.get(blob)
-            data = data[:-1] + bytes([data[-1] ^ 1]) if fault == "lie" else data
-            try:
-                check_blob(blob, [data])
-            except DecodeError as error:
-                outcome.bad.append((child, str(error)))
-                return
-            blob_files.write_blob(self.blobs.root, blob, [data])
-            self.hub.served[child] = self.hub.served.get(child, 0) + 1
-            outcome.fetched[blob] = (child, len(data))
-
-
-def _progress(done: int, total: int) -> PullProgress:
-    return PullProgress(done, total, done, total, sources=1)
-
-
-def _result(blobs: Sequence[tuple[BlobId, int]], outcome: _Outcome) -> PullResult:
-    by_peer: dict[str, int] = {}
-    for child, size in outcome.fetched.values():
-        by_peer[child] = by_peer.get(child, 0) + size
-    return PullResult(
-        fetched_blobs=len(outcome.fetched),
-        fetched_bytes=sum(by_peer.values()),
-        present_blobs=0,
-        duplicate_bytes=0,
-        missing=tuple(blob for blob, _ in blobs if blob not in outcome.fetched),
-        bad_peers=tuple(outcome.bad),
-        failed_peers=tuple(outcome.failed),
-        bytes_by_peer=tuple(by_peer.items()),
-        seconds=0.01,
-    )
-
-
-# --- the trainer -------------------------------------------------------------------------------
-@dataclass
-class TrainerFarm:
-    """The fake trainer program: real messages, real folders, samples instead of gradients.
-
-    Attributes:
-        samples_per_s: speed, in virtual time.
-        running: trainers under way, by the state folder they write to.
-        dies: state folders whose trainer dies at its next message.
-        orders: every order received.
-    """
-
-    samples_per_s: float = 10.0
-    running: dict[str, "FakeTrainer"] = field(default_factory=dict)
-    orders: list[Message] = field(default_factory=list)
-    die_after_messages: int | None = None
-
-    @asynccontextmanager
-    async def open_worker(self, module: str, **_: Any) -> AsyncIterator["FakeTrainer"]:
-        assert module == "node.workers.trainer"
-        trainer = FakeTrainer(self)
-        try:
-            yield trainer
-        finally:
-            self.running.pop(trainer.state, None)
-
-
-@dataclass(eq=False)
-class FakeTrainer:
-    """One trainer: `start_from` or its own state, whichever is further, then on to the budget."""
-
-    farm: TrainerFarm
-    pid: int = 4242
-    state: str = ""
-    samples: int = 0
-    saved_at: int = -1
-    is_killed: bool = False
-    news: list[Message] = field(default_factory=list)
-    sent: int = 0
-    _stop: trio.Event = field(default_factory=trio.Event)
-
-    async def send(self, message: Message) -> None:
-        await trio.lowlevel.checkpoint()
-        if message["kind"] == "stop":
-            self._stop.set()
-            return
-        self.farm.orders.append(message)
-        self.state = str(message["state"])
-        self.farm.running[self.state] = self
-        starts = [
-            Path(self.state),
-            *([Path(str(message["start_from"]))] * bool(message["start_from"])),
-        ]
-        self.samples = max(map(_samples_in, starts))
-        summary = Path(self.state).parent / f"summary-{message['cluster']}.safetensors"
-        summary.parent.mkdir(parents=True, exist_ok=True)
-        summary.write_bytes(f"summary of {message['cluster']}".encode())
-        self.news += [
-            {"kind": "summary", "path": str(summary)},
-            {"kind": "started", "samples": self.samples},
-        ]
-
-    async def receive(self) -> Message:
-        self.sent += 1
-        if self.is_killed:
-            raise WorkerDiedError("node.workers.trainer", -9, Path("trainer.log"))
-        if self.farm.die_after_messages is not None and self.sent > self.farm.die_after_messages:
-            raise WorkerDiedError("node.workers.trainer", -9, Path("trainer.log"))
-        if self.news:
-            await trio.lowlevel.checkpoint()
-            return self.news.pop(0)
-        if self.samples >= BUDGET:
-            return self._leave()
-        with trio.move_on_after(1.0) as second:
-            await self._stop.wait()
-        if not second.cancelled_caught:
-            return self._leave()
-        before = self.samples
-        self.samples = min(BUDGET, self.samples + int(self.farm.samples_per_s))
-        if self.samples // SAVE_EVERY > before // SAVE_EVERY:
-            self.news.append(self._save())
-        return {
-            "kind": "step",
-            "step": self.samples // 10,
-            "samples": self.samples,
-            "loss": 0.5,
-            "samples_per_s": self.farm.samples_per_s,
-        }
-
-    def kill(self) -> None:
-        """As `Worker.kill`: nothing more will come."""
-        self.is_killed = True
-
-    def _leave(self) -> Message:
-        if self.saved_at != self.samples:
-            self.news.append({"kind": "done"})
-            return self._save()
-        return {"kind": "done"}
-
-    def _save(self) -> Message:
-        folder = Path(self.state) / f"step-{self.samples}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.safetensors").write_bytes(f"{self.samples} {self.state}".encode())
-        (Path(self.state) / "model.safetensors").write_bytes(f"{self.samples}".encode())
-        self.saved_at = self.samples
-        return {
-            "kind": "saved",
-            "path": str(folder),
-            "step": self.samples // 10,
-            "samples": self.samples,
-            "loss": 0.5,
-        }
-
-
-def _samples_in(folder: Path) -> int:
-    model = folder / "model.safetensors"
-    return int(model.read_bytes().split()[0]) if model.exists() else 0
-
-
-# --- the nodes ---------------------------------------------------------------------------------
 @dataclass
 class MemberNode:
     """A node's parts as `node.app` would put them together, and a switch to kill it."""
@@ -564,16 +294,15 @@ __all__ = [
     "EPOCH_S",
     "POLICY",
     "SAVE_EVERY",
+    "STALL_S",
     "BulkHub",
     "FakeTrainer",
     "MemberNode",
     "MemorySwarm",
-    "StorageError",
     "TrainerFarm",
     "World",
     "assemble",
     "open_nodes",
-    "replace",
     "running",
     "saved_folder",
     "until",
