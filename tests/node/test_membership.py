@@ -10,6 +10,7 @@ from node.membership import TARGET_PEERS
 from p2p.codec import check_envelope, pack
 from p2p.errors import TransportError
 from p2p.hello import MAX_HELLO_SIZE, MAX_OTHERS, PROTOCOL, Hello
+from p2p.host import Stream
 from p2p.ids import PeerId, RunId
 from p2p.limits import MAX_RECORD_SIZE
 from p2p.memory_host import peer_of_seed
@@ -170,7 +171,7 @@ async def test_greeted_peer_that_talks_nonsense_is_no_company(
 ) -> None:
     async with world.network.open_host(b"m" * 32) as stranger:
 
-        async def babble(stream) -> None:  # type: ignore[no-untyped-def]
+        async def babble(stream: Stream) -> None:
             await stream.receive_frame(max_size=MAX_HELLO_SIZE, timeout_s=5)
             await stream.send_frame(b"\xc1", max_size=10)
 

@@ -126,6 +126,7 @@ async def test_training_goes_on_to_the_end_in_a_full_store(
             await until(lambda: bool(ada.claiming.trainings()), within_s=60)
             (job,) = ada.claiming.trainings()
             await until(lambda: job.progress.samples == BUDGET, within_s=120)
+            await trio.sleep(3)  # its last save
             assert "full" in job.progress.note
             assert len(world.farm.orders) == 1  # the trainer was never started again
 
