@@ -198,10 +198,14 @@ async def _run_services(
             nursery,
             stop_event=stop,
         )
-        services = {"watching": watching.run, "publishing": publisher.run, "studio": studio.run}
+        services = {
+            "watching": watching.run,
+            "publishing": publisher.run,
+            "replication": replicator.run,
+            "studio": studio.run,
+        }
         if context.config.train:
             services["claiming"] = claiming.run
-            services["replication"] = replicator.run
         if context.config.serve:
             services["serving"] = Serving(context, drawing).run
         for name, service in services.items():

@@ -128,7 +128,7 @@ class Catalog:
     def note_ownership(self, ownership: Ownership) -> None:
         """Raise a cluster's fence after a reading of its claims, on disk first."""
         before = self.fence(ownership.cluster)
-        after = before.raised(ownership, policy=self.manifest.claim_policy)
+        after = before.raised(ownership)
         grant = (after.epoch, after.owner, after.taken_at)
         if grant != (before.epoch, before.owner, before.taken_at):
             self.context.state.save_grant(self.context.run, ownership.cluster, *grant)

@@ -20,9 +20,10 @@ from p2p.blobs import BlobStore, blobs_of
 from p2p.codec import BLOB_KEY, Verified, open_signed, unpack
 from p2p.dht.port import RecordStore
 from p2p.errors import DecodeError, TransportError
+from p2p.file_sets import FileEntry, FileSet
 from p2p.ids import BlobId, PeerId, RunId
 from p2p.limits import CHUNK_SIZE
-from p2p.records import CheckpointManifest, FileEntry, FileSet
+from p2p.records import CheckpointManifest
 from p2p.transfer import UNKNOWN_SIZE, BulkPeer, PullProgress, PullResult
 
 logger = logging.getLogger(__name__)

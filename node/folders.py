@@ -16,8 +16,9 @@ from node.keeping import expert_label
 from p2p.blobs import BlobStore
 from p2p.codec import Verified
 from p2p.errors import PeerError, StorageError
+from p2p.file_sets import FileEntry
 from p2p.ids import BlobId, PeerId
-from p2p.records import CheckpointManifest, ExpertAdvert, FileEntry
+from p2p.records import CheckpointManifest, ExpertAdvert
 
 _KEPT_CHECKPOINTS: Final = 16
 """Unpacked checkpoints kept on disk: what is drawn with now, and a few before it."""

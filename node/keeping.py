@@ -8,8 +8,8 @@ from typing import Final
 
 from p2p.blobs import BlobStore, blobs_of
 from p2p.codec import pack
+from p2p.file_sets import FileEntry, FileSet
 from p2p.ids import BlobId, ClusterId
-from p2p.records import FileEntry, FileSet
 
 PULLED: Final = "pulled"
 _KEPT_PER_CLUSTER: Final = 2

@@ -20,16 +20,10 @@ from node.state import Published
 from p2p.claims import Standing
 from p2p.codec import BLOB_KEY, open_signed, seal
 from p2p.errors import LimitError, TransportError
+from p2p.file_sets import FileSet
 from p2p.gossip_rules import topic
 from p2p.ids import BlobId, ClusterId
-from p2p.records import (
-    CheckpointManifest,
-    ExpertAdvert,
-    FileSet,
-    RouterAdvert,
-    expert_key,
-    router_key,
-)
+from p2p.records import CheckpointManifest, ExpertAdvert, RouterAdvert, expert_key, router_key
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ from node.keeping import keep, keep_folder
 from p2p.blobs import BlobStore
 from p2p.codec import pack, unpack
 from p2p.errors import DecodeError
+from p2p.file_sets import FileSet
 from p2p.ids import BlobId, RunId, blob_id, parse_blob_id
 from p2p.limits import CHUNK_SIZE
-from p2p.records import ClaimPolicy, FileSet, RunManifest
+from p2p.records import ClaimPolicy, RunManifest
 
 if TYPE_CHECKING:
     from training.config import RunSpec

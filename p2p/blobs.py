@@ -21,9 +21,9 @@ from p2p.blob_health import Verification, remove_altered, remove_torn
 from p2p.blob_pins import Pin, load_pins, refuse_damaged, remove_pin, save_pin
 from p2p.blob_quota import Ledger, Reservation
 from p2p.errors import BlobCorruptError, BlobMissingError, DecodeError, LimitError
+from p2p.file_sets import FileEntry
 from p2p.ids import BlobId, blob_id, blob_id_of_digest
 from p2p.limits import CHUNK_SIZE, DEFAULT_QUOTA_BYTES
-from p2p.records import FileEntry
 
 logger = logging.getLogger(__name__)
 

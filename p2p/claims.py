@@ -203,6 +203,7 @@ def _renewal(
         checkpoint=held.checkpoint,
         issued_at=now,
         expires_at=now + policy.lease_s,
+        taken_at=held.claim.began_at if epoch == held.claim.epoch else None,
     )
 
 

@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2p.errors import DecodeError, EncodeError, ExpiredError, LimitError, SignatureError
+from p2p.file_sets import FileSet
 from p2p.identity import Identity
 from p2p.ids import PeerId, peer_id
 from p2p.limits import (
@@ -28,7 +29,6 @@ from p2p.records import (
     BLOB_KEY,
     CheckpointManifest,
     Claim,
-    FileSet,
     ImageReceipt,
     Record,
     RunManifest,

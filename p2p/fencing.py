@@ -13,7 +13,7 @@ from p2p.codec import Verified
 from p2p.errors import ClaimError
 from p2p.ids import ClusterId, PeerId
 from p2p.limits import MAX_OWNERS_PER_KEY
-from p2p.records import ClaimPolicy, ExpertAdvert
+from p2p.records import ExpertAdvert
 
 
 class Standing(Enum):
@@ -37,7 +37,7 @@ class Fence:
     newest: Mapping[PeerId, tuple[int, int]] = field(default_factory=dict)
     """The last (epoch, step) accepted of each publisher."""
 
-    def raised(self, ownership: Ownership, *, policy: ClaimPolicy) -> "Fence":
+    def raised(self, ownership: Ownership) -> "Fence":
         """This fence after a reading of the claims; it never goes down.
 
         Raises:
@@ -48,7 +48,7 @@ class Fence:
         claim = ownership.claim
         if claim is None or claim.record.epoch < self.epoch:
             return replace(self, epoch=max(self.epoch, ownership.highest_epoch))
-        began = claim.record.issued_at - claim.record.renewal * policy.renew_s
+        began = claim.record.began_at
         if claim.record.epoch == self.epoch:
             return replace(self, owner=claim.owner, taken_at=min(self.taken_at, began))
         return replace(self, epoch=claim.record.epoch, owner=claim.owner, taken_at=began)

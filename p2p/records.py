@@ -4,18 +4,16 @@ A record says *what*; who said it, under which key and until when is the envelop
 (`p2p.codec`). Blobs never hold a path, a URL or code: only names of other blobs.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from p2p.errors import DecodeError, LimitError
+from p2p.errors import DecodeError
+from p2p.file_sets import FileEntry
 from p2p.ids import BlobId, ClusterId, PeerId, RunId
 from p2p.limits import (
-    CHUNK_SIZE,
     MAX_ADDRESS_LENGTH,
     MAX_ADDRESSES,
     MAX_CLUSTERS,
-    MAX_FILE_NAME,
     MAX_FILE_SIZE,
     MAX_LEASE_S,
     MAX_MANIFEST_FILES,
@@ -36,64 +34,6 @@ NODE_SHARDS: Final = 16
 """Node records are spread over this many keys: a subkey dictionary travels whole in each reply."""
 BLOB_KEY: Final = "paris/1/blob"
 """The key inside envelopes that are stored by their CID and never expire."""
-
-_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-"""One folder level on every file system, and nothing a shell or a terminal would act upon."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """One file as chunks of `limits.CHUNK_SIZE` bytes, the last one shorter."""
-
-    name: str
-    """A bare file name: no separators, no leading dot."""
-    size: int
-    chunks: tuple[BlobId, ...]
-
-    def __post_init__(self) -> None:
-        """Check the name, the size and that the chunks cover it.
-
-        Raises:
-            DecodeError: if the name is not a bare, portable file name, or the chunks do not fit.
-            LimitError: if the name or the size is over its limit.
-        """
-        if len(self.name) > MAX_FILE_NAME or self.size > MAX_FILE_SIZE:
-            raise LimitError(
-                f"file {self.name[:MAX_FILE_NAME]!r}: {self.size} bytes; the limits are "
-                f"{MAX_FILE_NAME} characters and {MAX_FILE_SIZE} bytes"
-            )
-        if _FILE_NAME.fullmatch(self.name) is None:
-            raise DecodeError(
-                f"file name {self.name!r}: expected letters, digits, '.', '_', '-', "
-                "and no leading dot"
-            )
-        expected = -(-self.size // CHUNK_SIZE)
-        if self.size < 0 or len(self.chunks) != expected:
-            raise DecodeError(
-                f"file {self.name!r}: {len(self.chunks)} chunks for {self.size} bytes, "
-                f"expected {expected}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class FileSet:
-    """A folder's worth of files as a blob: what a CID of a folder names."""
-
-    files: tuple[FileEntry, ...]
-
-    def __post_init__(self) -> None:
-        """Check the names against each other.
-
-        Raises:
-            DecodeError: if two files have one name.
-            LimitError: if there are too many files.
-        """
-        check_files([entry.name for entry in self.files])
-
-    @property
-    def size(self) -> int:
-        """Sum of the files' sizes in bytes."""
-        return sum(entry.size for entry in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +149,13 @@ class Claim:
     issued_at: float
     expires_at: float
     is_released: bool = False
+    taken_at: float | None = None
+    """When this epoch began, kept through renewals; None if it begins with this very claim."""
+
+    @property
+    def began_at(self) -> float:
+        """When this epoch began, as its owner says; seconds since the epoch."""
+        return self.issued_at if self.taken_at is None else self.taken_at
 
     def __post_init__(self) -> None:
         """Check ranges that need no context.
@@ -221,6 +168,8 @@ class Claim:
             raise DecodeError(f"claim: renewal or samples out of range in {self}")
         if not self.issued_at < self.expires_at <= self.issued_at + MAX_LEASE_S:
             raise DecodeError(f"claim: lease must be within (0, {MAX_LEASE_S}] s in {self}")
+        if self.began_at > self.issued_at:
+            raise DecodeError(f"claim: its epoch began after it was issued in {self}")
         if self.samples < 0 or (self.samples > 0) != (self.checkpoint is not None):
             raise DecodeError(f"claim: samples and checkpoint must come together in {self}")
 

@@ -4,6 +4,7 @@ Puts together the sampler, the router, the text encoder and the codec.  Experts 
 are simply absent: weights are renormalised, and the `Route` event says what was missing.
 """
 
+import logging
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from training.captions import CaptionPrior
 from training.codecs import Codec
-from training.errors import CheckpointError, ConfigError
+from training.errors import CheckpointError, ConfigError, TensorFileError, TrainingError
 from training.experts import Expert, load_expert
 from training.mixture import Strategy, mix
 from training.pictures import encode_png
@@ -36,6 +37,8 @@ from training.run import Run, load_run
 from training.sampler import Routes, StaticRoutes, denoise, seed_uniform
 from training.summary import load_summary
 from training.text import UNCONDITIONAL, TextEncoder
+
+logger = logging.getLogger(__name__)
 
 CHUNK: Final = 100
 """Pictures denoised together: more gains nothing on a CPU and costs memory."""
@@ -107,7 +110,8 @@ class Ensemble:
                 `all` route by the caption alone.
 
         Raises:
-            CheckpointError: an expert that is incomplete, altered, of another run or cluster.
+            CheckpointError: not one expert is whole and of this run; otherwise those that are not
+                are left out, and logged.
             ConfigError: no expert, or one of a cluster that the run does not have.
             DataError: no run, or an altered one.
             TensorFileError: malformed weights or summary; names the file.
@@ -116,7 +120,7 @@ class Ensemble:
         counts = run.caption_counts
         rows = [dict(zip(counts.captions, row, strict=True)) for row in counts.counts]
         size = math.prod(run.facts.latent)
-        loaded = {k: _load_expert(folder, run, k) for k, folder in experts.items()}
+        loaded = _load_experts(experts, run)
         fitted = {k: load_summary(path, size) for k, path in (summaries or {}).items()}
         return cls(
             run.codec,
@@ -212,6 +216,21 @@ class Ensemble:
     def _decode(self, latents: Tensor) -> Tensor:
         """[B, C, H, W] -> uint8 [B, C, S, S]."""
         return (self._codec.decode(latents) * 255).round().to(torch.uint8)
+
+
+def _load_experts(folders: Mapping[int, Path], run: Run) -> dict[int, VelocityNet]:
+    """The experts that can be used: one bad file spoils no picture."""
+    loaded: dict[int, VelocityNet] = {}
+    problems: list[TrainingError] = []
+    for cluster, folder in folders.items():
+        try:
+            loaded[cluster] = _load_expert(folder, run, cluster)
+        except (CheckpointError, TensorFileError) as error:
+            logger.warning("expert of cluster %d left out: %s", cluster, error)
+            problems.append(error)
+    if problems and not loaded:
+        raise problems[0]
+    return loaded
 
 
 def _load_expert(folder: Path, run: Run, cluster: int) -> Expert:

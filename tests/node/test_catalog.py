@@ -15,6 +15,7 @@ from node.keeping import keep_checkpoint
 from p2p.codec import BLOB_KEY, Verified, open_signed, seal
 from p2p.dht.validator import key_hash
 from p2p.errors import PeerError, TransportError
+from p2p.file_sets import FileEntry
 from p2p.identity import Identity
 from p2p.ids import BlobId, ClusterId, RunId
 from p2p.limits import MAX_OWNERS_PER_KEY
@@ -22,7 +23,6 @@ from p2p.records import (
     CheckpointManifest,
     Claim,
     ExpertAdvert,
-    FileEntry,
     RouterAdvert,
     claim_key,
     expert_key,

@@ -12,9 +12,10 @@ from node.keeping import PULLED, expert_label, keep_checkpoint, keep_folder
 from node.providers import announce_roots
 from p2p.codec import BLOB_KEY, open_signed, seal
 from p2p.errors import DecodeError, QuotaError, TransportError
+from p2p.file_sets import FileEntry, FileSet
 from p2p.ids import BlobId, ClusterId, PeerId, RunId
 from p2p.limits import CHUNK_SIZE
-from p2p.records import CheckpointManifest, FileEntry, FileSet, NodeRecord, node_key
+from p2p.records import CheckpointManifest, NodeRecord, node_key
 from tests.support.people import cid
 from tests.support.swarm import STALL_S, MemberNode, World, open_nodes, wall, world
 

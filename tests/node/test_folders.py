@@ -8,7 +8,7 @@ import trio
 from node.folders import _materialise
 from p2p.blobs import BlobStore
 from p2p.errors import BlobMissingError
-from p2p.records import FileEntry
+from p2p.file_sets import FileEntry
 from tests.support.people import cid
 
 

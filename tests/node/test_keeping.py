@@ -7,8 +7,8 @@ import pytest
 from node.keeping import PULLED, drop_older, expert_label, keep, keep_checkpoint, keep_folder
 from p2p.blobs import BlobStore
 from p2p.errors import BlobMissingError
+from p2p.file_sets import FileEntry, FileSet
 from p2p.ids import BlobId, ClusterId
-from p2p.records import FileEntry, FileSet
 from tests.support.people import cid
 
 CLUSTER = ClusterId(1)

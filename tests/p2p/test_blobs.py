@@ -17,9 +17,9 @@ from p2p.errors import (
     QuotaError,
     StorageError,
 )
+from p2p.file_sets import FileEntry
 from p2p.ids import BlobId, blob_id
 from p2p.limits import CHUNK_SIZE
-from p2p.records import FileEntry
 from tests.support.blob_providers import flip_bit
 
 

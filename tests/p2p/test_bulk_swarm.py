@@ -10,8 +10,8 @@ import trio
 from p2p.blobs import BlobStore, blobs_of
 from p2p.dht.client import DhtClient, open_dht
 from p2p.errors import TransportError
+from p2p.file_sets import FileEntry
 from p2p.limits import CHUNK_SIZE
-from p2p.records import FileEntry
 from p2p.transfer import BulkPeer, PullProgress
 from tests.support.dht import dht_settings, eventually
 

@@ -29,7 +29,7 @@ from p2p.claims import (
     witness,
 )
 from p2p.codec import Verified
-from p2p.errors import ClaimError
+from p2p.errors import ClaimError, DecodeError
 from p2p.identity import Identity
 from p2p.ids import ClusterId
 from p2p.limits import (
@@ -579,12 +579,12 @@ def test_who_alone_remembers_a_token_bears_witness_and_the_owner_raises_its_own(
 
 
 def test_a_paused_owner_that_wakes_cannot_publish_with_its_old_token() -> None:
-    fence = Fence(ZERO).raised(owned(said(claim(), alice)), policy=POLICY)
+    fence = Fence(ZERO).raised(owned(said(claim(), alice)))
     before = advertised(advert(epoch=1, step=10, issued_at=NOW + 50), alice)
     assert fence.judge(before) is Standing.CURRENT
     fence = fence.passed(before)
     takeover = owned(said(claim(epoch=2, issued_at=NOW + 310), bob), now=NOW + 311, highest_epoch=1)
-    fence = fence.raised(takeover, policy=POLICY)
+    fence = fence.raised(takeover)
     woke = advertised(advert(epoch=1, step=11, issued_at=NOW + 600), alice)
     assert fence.judge(woke) is Standing.STALE
     with pytest.raises(ClaimError, match="goes back"):
@@ -597,9 +597,26 @@ def test_a_paused_owner_that_wakes_cannot_publish_with_its_old_token() -> None:
     fence.require_forward(bob.peer, 2, 1)
 
 
+def test_renewals_keep_when_the_epoch_began_and_a_raised_token_begins_anew() -> None:
+    first = claim(epoch=2)
+    held = HeldClaim.first(first, at=0.0)
+    later = Me(alice.peer, monotonic=POLICY.renew_s, held=(held,))
+    renewed = decide((), later, run=RUN, now=NOW + POLICY.renew_s, policy=POLICY)
+    assert isinstance(renewed, Renew)
+    assert renewed.claim.began_at == NOW
+    raised = replace(renewed.claim, epoch=3, taken_at=None)
+    assert raised.began_at == raised.issued_at
+
+
+def test_an_epoch_cannot_begin_after_its_claim() -> None:
+    assert claim(taken_at=NOW).began_at == NOW
+    with pytest.raises(DecodeError, match="began after"):
+        claim(taken_at=NOW + 1)
+
+
 def test_a_reader_that_comes_late_knows_when_the_takeover_was() -> None:
-    renewed = said(claim(epoch=2, renewal=3, issued_at=NOW + 600), bob)
-    late = Fence(ZERO).raised(owned(renewed, now=NOW + 601), policy=POLICY)
+    renewed = said(claim(epoch=2, renewal=0, issued_at=NOW + 600, taken_at=NOW + 300), bob)
+    late = Fence(ZERO).raised(owned(renewed, now=NOW + 601))
     assert late.taken_at == NOW + 300
     woke = advertised(advert(epoch=1, step=11, issued_at=NOW + 400), alice)
     assert late.judge(woke) is Standing.STALE
@@ -608,8 +625,8 @@ def test_a_reader_that_comes_late_knows_when_the_takeover_was() -> None:
 def test_a_fence_never_goes_down() -> None:
     high = Fence(ZERO, epoch=5, owner=bob.peer, taken_at=NOW)
     low = owned(said(claim(epoch=2), alice))
-    assert high.raised(low, policy=POLICY).epoch == 5
-    assert high.raised(owned(highest_epoch=6), policy=POLICY).epoch == 6
+    assert high.raised(low).epoch == 5
+    assert high.raised(owned(highest_epoch=6)).epoch == 6
 
 
 def test_nobody_steps_back_behind_what_it_published() -> None:
@@ -626,7 +643,7 @@ def test_nobody_steps_back_behind_what_it_published() -> None:
 
 @pytest.mark.parametrize("epoch", [3, 4, MAX_EPOCH])
 def test_an_advert_of_who_does_not_own_the_cluster_is_an_orphan(epoch: int) -> None:
-    fence = Fence(ZERO).raised(owned(said(claim(epoch=3), alice)), policy=POLICY)
+    fence = Fence(ZERO).raised(owned(said(claim(epoch=3), alice)))
     assert fence.judge(advertised(advert(epoch=epoch), bob)) is Standing.ORPHAN
     assert fence.judge(advertised(advert(epoch=epoch), alice)) is Standing.CURRENT
 
@@ -645,4 +662,4 @@ def test_fences_of_clusters_are_not_mixed_up() -> None:
     with pytest.raises(ClaimError):
         Fence(ClusterId(1)).judge(advertised(advert(0), alice))
     with pytest.raises(ClaimError):
-        Fence(ClusterId(1)).raised(owned(), policy=POLICY)
+        Fence(ClusterId(1)).raised(owned())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from p2p.codec import SIGNING_TAG, check_envelope, open_signed, pack, unpack
 from p2p.errors import DecodeError, IdentityError, LimitError, SignatureError
+from p2p.file_sets import FileSet
 from p2p.gossip_rules import GossipRules
 from p2p.host import Verdict
 from p2p.identity import load_or_create
@@ -31,7 +32,6 @@ from p2p.records import (
     Claim,
     ClaimPolicy,
     ExpertAdvert,
-    FileSet,
     ImageReceipt,
     NodeRecord,
     ProviderRecord,

@@ -4,6 +4,7 @@ import pytest
 
 from p2p.codec import pack, unpack
 from p2p.errors import DecodeError, LimitError
+from p2p.file_sets import FileEntry, FileSet
 from p2p.limits import (
     CHUNK_SIZE,
     MAX_ADDRESS_LENGTH,
@@ -17,15 +18,7 @@ from p2p.limits import (
     MAX_MANIFEST_FILES,
     MAX_RECEIPT_EXPERTS,
 )
-from p2p.records import (
-    Claim,
-    ClaimPolicy,
-    FileEntry,
-    FileSet,
-    RunManifest,
-    is_home_of,
-    node_keys,
-)
+from p2p.records import Claim, ClaimPolicy, RunManifest, is_home_of, node_keys
 from tests.support.people import (
     NOW,
     RUN,

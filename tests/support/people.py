@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from p2p.codec import BLOB_KEY, Verified, open_signed, seal
+from p2p.file_sets import FileEntry
 from p2p.identity import Identity
 from p2p.ids import BlobId, ClusterId, RunId, blob_id
 from p2p.limits import CHUNK_SIZE
@@ -12,7 +13,6 @@ from p2p.records import (
     Claim,
     ClaimPolicy,
     ExpertAdvert,
-    FileEntry,
     ImageReceipt,
     NodeRecord,
     ProviderRecord,
@@ -60,6 +60,7 @@ def claim(  # a fresh lease, unless said otherwise
     issued_at: float = NOW,
     lease_s: float = POLICY.lease_s,
     is_released: bool = False,
+    taken_at: float | None = None,
 ) -> Claim:
     """A claim on a cluster of `RUN`."""
     return Claim(
@@ -72,6 +73,7 @@ def claim(  # a fresh lease, unless said otherwise
         issued_at=issued_at,
         expires_at=issued_at + lease_s,
         is_released=is_released,
+        taken_at=taken_at,
     )
 
 

@@ -38,10 +38,11 @@ from node.watching import Watching
 from p2p.blobs import BlobStore
 from p2p.codec import pack
 from p2p.dht.memory import MemoryDht
+from p2p.file_sets import FileEntry, FileSet
 from p2p.identity import Identity
 from p2p.ids import BlobId, ClusterId, PeerId, RunId
 from p2p.memory_host import MemoryNetwork
-from p2p.records import ClaimPolicy, FileSet, RunManifest
+from p2p.records import ClaimPolicy, RunManifest
 from tests.support.fake_trainer import BUDGET, SAVE_EVERY, FakeTrainer, TrainerFarm
 from tests.support.memory_swarm import STALL_S, BulkHub, MemorySwarm
 
@@ -227,8 +228,6 @@ def assemble(context: NodeContext, manifest: RunManifest, swarm: MemorySwarm) ->
 
 
 def _folder_of(blobs: BlobStore, name: str, data: bytes) -> FileSet:
-    from p2p.records import FileEntry
-
     return FileSet((FileEntry(name, len(data), (blobs.put(data),)),))
 
 

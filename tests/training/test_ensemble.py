@@ -273,3 +273,20 @@ def test_loading_refuses_an_expert_of_another_cluster_or_none(
         Ensemble.load(run_folder / "shared", {})
     with pytest.raises(DataError, match="no run"):
         Ensemble.load(tmp_path, {0: folder})
+
+
+@pytest.mark.slow
+def test_an_expert_that_was_altered_is_left_out_and_the_others_draw(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    run = load_run(run_folder / "shared")
+    experts = {k: write_expert(tmp_path / str(k), run, k) for k in (0, 1)}
+    weights = experts[1] / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    ensemble = Ensemble.load(run_folder / "shared", experts)
+    assert ensemble.clusters == (0,)
+    route, _, images = run_through(
+        ensemble.generate(SampleRequest("dark stripes", n=2, options=SampleOptions(steps=2)))
+    )
+    assert set(route.experts) == {0}
+    assert len(images.pngs) == 2
