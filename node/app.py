@@ -201,6 +201,7 @@ async def _run_services(
         services = {
             "watching": watching.run,
             "publishing": publisher.run,
+            "storage": api.watch_storage,
             "replication": replicator.run,
             "studio": studio.run,
         }

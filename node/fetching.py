@@ -136,7 +136,7 @@ class Fetcher:
     ) -> None:
         sizes = dict(blobs_of(files))
         async with self._lock(root):
-            missing = self.blobs.missing(sizes)
+            missing = await trio.to_thread.run_sync(self.blobs.missing, sizes)
             if missing:
                 wanted = tuple((chunk, sizes[chunk]) for chunk in missing)
                 with self.blobs.reserve(sum(size for _, size in wanted), missing):

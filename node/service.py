@@ -30,6 +30,7 @@ from p2p.records import CheckpointManifest, RunManifest
 from p2p.transfer import PullProgress
 
 _FIND: Final = "copy it from: paris-node experts find"
+_COUNT_EVERY_S: Final = 5.0
 _NEWS: Final = 32
 """Events of one pull that may wait for a slow reader; progress beyond that is dropped."""
 
@@ -48,6 +49,7 @@ class NodeService:
     nursery: trio.Nursery
     stop_event: trio.Event
     _started: float = field(default_factory=time.monotonic)
+    _stored_bytes: int = 0
 
     def status(self) -> Json:
         """The node on one screen."""
@@ -73,7 +75,7 @@ class NodeService:
             ],
             "claim_note": "" if self.claiming.held() else self.claiming.reason,
             "training": self._training(),
-            "storage": {"bytes": self._stored_bytes(), "quota": context.config.quota_bytes},
+            "storage": {"bytes": self._stored_bytes, "quota": context.config.quota_bytes},
             "experts_held": sum(pin.label.startswith("expert/") for pin in context.blobs.pins()),
             "services": {
                 name: {
@@ -101,8 +103,12 @@ class NodeService:
             }
         return None
 
-    def _stored_bytes(self) -> int:
-        return self.context.blobs.usage().used
+    async def watch_storage(self) -> None:
+        """Count what is stored now and then, off the event loop, until cancelled."""
+        while True:
+            usage = await trio.to_thread.run_sync(self.context.blobs.usage)
+            self._stored_bytes = usage.used
+            await trio.sleep(_COUNT_EVERY_S)
 
     def peers(self) -> Json:
         """Live connections."""
