@@ -22,9 +22,9 @@ import torch
 from torch.nn import functional
 
 from bench_machine import machine
-from bench_train_node import TrainingNode
+from bench_train_node import ENDLESS_SAMPLES, TrainingNode
 from training.clusters import Cluster
-from training.loop import StepReport, train
+from training.loop import SavedCheckpoint, train
 from training.nets import build_net, predict
 from training.prepare import default_spec, prepare_run
 from training.run import Run
@@ -62,62 +62,62 @@ def hand_written_rate(cluster: Cluster, run: Run, steps: int) -> float:
     return steps * config.batch / (time.perf_counter() - began)
 
 
-def loop_rate(cluster: Cluster, run: Run, steps: int) -> float:
-    """Samples/s of `training.loop.train`, its checkpoints included."""
-    config = run.spec.train
-    wanted = (WARMUP_STEPS + steps) * config.batch
-    config = replace(config, budget_samples=wanted)
-    began = 0.0
+def loop_rate(cluster: Cluster, run: Run, saves: int) -> float:
+    """Samples/s of `training.loop.train` from its first save to the one `saves` later."""
+    first: tuple[int, float] | None = None
+    left = saves
     with tempfile.TemporaryDirectory() as state:
-        for event in train(cluster, run, config, state_dir=Path(state)):
-            if isinstance(event, StepReport) and event.step == WARMUP_STEPS:
-                began = time.perf_counter()
-        return steps * config.batch / (time.perf_counter() - began)
+        for event in train(cluster, run, run.spec.train, state_dir=Path(state)):
+            if not isinstance(event, SavedCheckpoint):
+                continue
+            if first is None:
+                first = (event.samples, time.perf_counter())
+                continue
+            left -= 1
+            if not left:
+                return (event.samples - first[0]) / (time.perf_counter() - first[1])
+    raise ValueError(f"the budget ends before {saves} saves")
 
 
-def median_rates(
-    rates: Mapping[str, Callable[[Cluster, Run, int], float]],
-    cluster: Cluster,
-    run: Run,
-    steps: int,
-    rounds: int,
-) -> dict[str, float]:
-    """The median samples/s of each loop; they take turns, so that a busy machine slows all."""
-    seen: dict[str, list[float]] = {name: [] for name in rates}
+def measure(rates: Mapping[str, Callable[[], float]], rounds: int) -> list[dict[str, float]]:
+    """Samples/s of each, round by round; they take turns, so that a busy machine slows all."""
+    rows = []
     for _ in range(rounds):
-        for name, rate in rates.items():
-            seen[name].append(rate(cluster, run, steps))
-    return {name: statistics.median(values) for name, values in seen.items()}
+        rows.append({name: rate() for name, rate in rates.items()})
+        print("  ".join(f"{name} {rate:.0f}" for name, rate in rows[-1].items()), flush=True)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=375, help="optimizer steps per round")
+    parser.add_argument("--saves", type=int, default=2, help="save intervals per measurement")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
+    where = machine()
     with tempfile.TemporaryDirectory() as folder:
         spec = default_spec("fashion", clusters=1)
+        spec = replace(spec, train=replace(spec.train, budget_samples=ENDLESS_SAMPLES))
         made = prepare_run("fashion", Path(folder) / "run", spec)
-        cluster = Cluster.load(made.clusters[0].folder)
+        cluster, run = Cluster.load(made.clusters[0].folder), made.load()
         node = TrainingNode(Path(folder), spec.train.save_samples)
+        steps = options.saves * spec.train.save_samples // spec.train.batch
         rates = {
-            "hand-written": hand_written_rate,
-            "bare loop": loop_rate,
-            "in a node": lambda _cluster, _run, steps: node.rate(steps * spec.train.batch),
+            "hand-written": lambda: hand_written_rate(cluster, run, steps),
+            "bare loop": lambda: loop_rate(cluster, run, options.saves),
+            "in a node": lambda: node.rate(options.saves),
         }
-        medians = median_rates(rates, cluster, made.load(), options.steps, options.rounds)
-    where = machine()
+        rows = measure(rates, options.rounds)
     print(f"{where['cpu']}, {where['cores']} cores, load {where['load_at_start']} at the start")
-    print(f"median of {options.rounds} rounds of {options.steps} steps, one thread")
-    for name, rate in medians.items():
-        print(
-            f"{name:13} {rate:7.0f} samples/s   {rate / medians['bare loop']:.3f} of the bare loop"
-        )
+    print(f"medians of {options.rounds} rounds of {steps} steps, one thread")
+    for name in rates:
+        rate = statistics.median(row[name] for row in rows)
+        share = statistics.median(row[name] / row["bare loop"] for row in rows)
+        print(f"  {name:13} {rate:6.0f} samples/s   {share:.3f} of the bare loop of its round")
     if options.json:
-        options.json.write_text(json.dumps({"machine": where, "samples_per_s": medians}) + "\n")
+        options.json.write_text(json.dumps({"machine": where, "samples_per_s": rows}) + "\n")
 
 
 if __name__ == "__main__":
