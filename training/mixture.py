@@ -15,6 +15,8 @@ from torch import Tensor
 
 from training.errors import TrainingError
 
+LEAST_TOTAL: Final = 1e-300
+"""A row that sums to no more is nothing: below it doubles lose the digits a quotient needs."""
 MIN_WEIGHT: Final = 1e-3
 """An expert below this share changes no pixel by one grey level, yet costs a whole forward."""
 
@@ -85,7 +87,7 @@ def mix(
     is_reachable = torch.tensor([cluster in reachable for cluster in clusters], dtype=torch.bool)
     if not is_reachable.any():
         raise NoExpertError(f"none of the clusters {sorted(clusters)} has a reachable expert")
-    lost = (table / table.sum(dim=1, keepdim=True).clamp_min(1e-300)).mean(dim=0)
+    lost = (table / table.sum(dim=1, keepdim=True).clamp_min(LEAST_TOTAL)).mean(dim=0)
     dropped = {
         cluster: share
         for cluster, share, here in zip(clusters, lost.tolist(), is_reachable, strict=True)
@@ -161,7 +163,7 @@ def _renormalised(table: Tensor, is_reachable: Tensor) -> Tensor:
     kept = torch.where(is_reachable, table, 0.0)
     total = kept.sum(dim=1, keepdim=True)
     uniform = is_reachable.double() / is_reachable.sum()
-    return torch.where(total > 0, kept / total.clamp_min(1e-300), uniform)
+    return torch.where(total > LEAST_TOTAL, kept / total.clamp_min(LEAST_TOTAL), uniform)
 
 
 def _keep_largest(probabilities: Tensor, count: int) -> Tensor:

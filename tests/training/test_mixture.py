@@ -32,6 +32,15 @@ def test_weights_sum_to_one_over_the_reachable_only(
     assert bool(((weights == 0) | (weights >= MIN_WEIGHT)).all())
 
 
+@pytest.mark.parametrize("tiny", [5e-324, 2.3e-313, 1e-301])
+def test_a_row_of_next_to_nothing_goes_to_the_reachable(tiny: float) -> None:
+    table = torch.tensor([[tiny, 0.0]], dtype=torch.float64)
+    uniforms = torch.zeros(1, dtype=torch.float64)
+    for strategy in Strategy:
+        weights = mix(table, range(2), {0}, strategy, uniforms).weights
+        assert weights.tolist() == [[1.0, 0.0]]
+
+
 def test_posterior_weighted_experts_are_the_velocity_of_all_the_data() -> None:
     """Two clusters of point masses: E[eps - x0 | x_t] over all equals sum_k p_k v_k to 1e-10."""
     generator = torch.Generator().manual_seed(0)
