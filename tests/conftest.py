@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's sums depend on the numb
 # them. The program keeps them in two processes; the test runner, which is one, shares the module.
 sys.modules["hivemind.proto.crypto_pb2"] = crypto_pb2
 
-# The same examples at every run: a test that fails fails for everybody. PARIS_NIGHTLY looks further.
+# The same examples at every run, so that a failure is everybody's; PARIS_NIGHTLY looks further.
 settings.register_profile("steady", derandomize=True)
 settings.register_profile("nightly", derandomize=False)
 settings.load_profile("nightly" if os.environ.get("PARIS_NIGHTLY") else "steady")
