@@ -439,6 +439,16 @@ def test_a_winner_raises_its_token_above_a_live_rival_s() -> None:
     assert (action.claim.epoch, action.claim.renewal) == (8, 0)
 
 
+def test_a_raised_token_begins_when_it_was_raised() -> None:
+    winner, loser = by_luck(alice, bob)
+    old = claim(epoch=3, taken_at=NOW - 50)
+    held = HeldClaim.first(old, at=START)
+    rivals = view(0, said(old, winner), said(claim(epoch=7), loser))
+    action = act([rivals], Me(winner.peer, START + POLICY.settle_s, (held,)))
+    assert isinstance(action, Renew)
+    assert action.claim.began_at == action.claim.issued_at > old.began_at
+
+
 def test_the_same_token_on_a_rival_is_no_reason_to_raise() -> None:
     winner, loser = by_luck(alice, bob)
     mine, theirs = said(claim(epoch=3), winner), said(claim(epoch=3), loser)
@@ -597,15 +607,13 @@ def test_a_paused_owner_that_wakes_cannot_publish_with_its_old_token() -> None:
     fence.require_forward(bob.peer, 2, 1)
 
 
-def test_renewals_keep_when_the_epoch_began_and_a_raised_token_begins_anew() -> None:
+def test_a_renewal_keeps_when_the_epoch_began() -> None:
     first = claim(epoch=2)
     held = HeldClaim.first(first, at=0.0)
     later = Me(alice.peer, monotonic=POLICY.renew_s, held=(held,))
     renewed = decide((), later, run=RUN, now=NOW + POLICY.renew_s, policy=POLICY)
     assert isinstance(renewed, Renew)
-    assert renewed.claim.began_at == NOW
-    raised = replace(renewed.claim, epoch=3, taken_at=None)
-    assert raised.began_at == raised.issued_at
+    assert renewed.claim.began_at == NOW < renewed.claim.issued_at
 
 
 def test_an_epoch_cannot_begin_after_its_claim() -> None:
