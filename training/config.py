@@ -3,11 +3,11 @@
 Plain values with no torch in them; all of them go to JSON and come back strictly.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from training.errors import ConfigError
-from training.jsonio import from_json
+from training.jsonio import added, from_json
 
 SCHEMA: Final = 1
 """Version of every file this package writes."""
@@ -183,6 +183,7 @@ class RunSpec:
         image_channels: 1 grey, 3 colour.
         seed: of the clustering.
         train: settings every expert of the run is trained with.
+        objectives: of each expert by its cluster's number; empty: `train.objective` for all.
     """
 
     name: str
@@ -195,6 +196,7 @@ class RunSpec:
     image_channels: int = 1
     seed: int = 0
     train: TrainConfig = field(default_factory=TrainConfig)
+    objectives: tuple[str, ...] = added(())
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -209,6 +211,20 @@ class RunSpec:
             )
         if self.image_channels not in (1, 3):
             raise ConfigError(f"image_channels must be 1 or 3, got {self.image_channels}")
+        if self.objectives and len(self.objectives) != self.clusters:
+            raise ConfigError(f"{len(self.objectives)} objectives for {self.clusters} clusters")
+        for cluster in range(len(self.objectives)):
+            self.train_config(cluster)
+
+    def train_config(self, cluster: int) -> TrainConfig:
+        """The settings the expert of `cluster` is trained with.
+
+        Raises:
+            ConfigError: if its objective is not one of `OBJECTIVES`.
+        """
+        if not self.objectives:
+            return self.train
+        return replace(self.train, objective=self.objectives[cluster])
 
 
 def run_spec_from_json(value: object) -> RunSpec:

@@ -19,6 +19,17 @@ MAX_JSON_BYTES: Final = 64 * 2**20
 
 T = TypeVar("T")
 
+_LATER: Final = "may be absent"
+
+
+def added(default: T) -> T:
+    """A dataclass field that files written before it was added do not have: they mean `default`.
+
+    Other fields must be present when read, whether or not they have a default in Python.
+    """
+    value: T = dataclasses.field(default=default, metadata={_LATER: True})
+    return value
+
 
 def canonical_json(value: object) -> bytes:
     """Sorted keys, no spaces, UTF-8, finite numbers only: the same value gives the same bytes."""
@@ -91,14 +102,17 @@ def from_json(cls: type[T], value: object, where: str) -> T:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: expected an object, got {type(value).__name__}")
     hints = get_type_hints(cls)
-    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(str(key) for key in value if key not in fields)
+    described = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = list(described)
+    unknown = sorted(str(key) for key in value if key not in described)
     if unknown:
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(fields)}")
-    missing = [name for name in fields if name not in value]
+    absent = [name for name in fields if name not in value]
+    missing = [name for name in absent if _LATER not in described[name].metadata]
     if missing:
         raise ConfigError(f"{where}: missing key {missing[0]!r}")
-    return cls(**{n: _value(hints[n], value[n], f"{where}: {n}") for n in fields})
+    present = (name for name in fields if name in value)
+    return cls(**{n: _value(hints[n], value[n], f"{where}: {n}") for n in present})
 
 
 def _value(hint: object, value: object, where: str) -> object:

@@ -59,7 +59,11 @@ class Trainer:
         run = load_run(Path(order["shared"]))
         cluster = Cluster.load(Path(order["data"]))
         state = Path(order["state"])
-        config = replace(run.spec.train, threads=order["threads"], device=_device(order["device"]))
+        config = replace(
+            run.spec.train_config(cluster.number),
+            threads=order["threads"],
+            device=_device(order["device"]),
+        )
         start_from = Path(order["start_from"]) if order["start_from"] else None
         self._summarise(cluster, state.parent / f"summary-{cluster.number}.safetensors")
         reported = 0.0

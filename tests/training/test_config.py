@@ -41,6 +41,8 @@ def test_run_spec_survives_json() -> None:
         (lambda v: v["train"].update(ema_decay=1.01), "ema_decay must lie in"),
         (lambda v: v["train"].update(threads=257), "threads must be at most"),
         (lambda v: v["train"].update(objective="magic"), "unknown objective 'magic'"),
+        (lambda v: v.update(objectives=["fm"]), "1 objectives for 4 clusters"),
+        (lambda v: v.update(objectives=["fm", "fm", "fm", "magic"]), "unknown objective 'magic'"),
     ],
 )
 def test_run_spec_that_cannot_be_meant_is_refused_by_name(
@@ -50,6 +52,20 @@ def test_run_spec_that_cannot_be_meant_is_refused_by_name(
     change(value)
     with pytest.raises(ConfigError, match=named):
         run_spec_from_json(value)
+
+
+def test_a_spec_written_before_a_field_was_added_still_reads() -> None:
+    value: dict[str, Any] = to_json(SPEC)
+    del value["objectives"]
+    assert run_spec_from_json(value) == SPEC
+
+
+def test_each_expert_trains_for_its_own_objective() -> None:
+    spec = replace(SPEC, objectives=("fm", "ddpm-eps", "fm", "fm"))
+    found = [spec.train_config(cluster).objective for cluster in range(4)]
+    assert found == ["fm", "ddpm-eps", "fm", "fm"]
+    assert SPEC.train_config(3) == SPEC.train
+    assert run_spec_from_json(json.loads(canonical_json(to_json(spec)))) == spec
 
 
 @pytest.mark.parametrize(
