@@ -40,7 +40,7 @@ def canonical_json(value: object) -> bytes:
 
 
 def to_json(value: object) -> dict[str, object]:
-    """The JSON object of a dataclass of this package (tuples become lists)."""
+    """The JSON object of a dataclass of this package (tuples become lists once it is written)."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise TypeError(f"to_json takes a dataclass instance, not {type(value).__name__}")
     return dataclasses.asdict(value)
