@@ -32,7 +32,7 @@ from training.plan import (
     SampleRequest,
     Step,
 )
-from training.router import GaussRouter, GaussRoutes
+from training.router import GaussRouter, Router, RouterRoutes
 from training.run import Run, load_run
 from training.sampler import Routes, StaticRoutes, denoise, seed_uniform
 from training.summary import load_summary
@@ -69,7 +69,7 @@ class Ensemble:
         encoder: TextEncoder,
         prior: CaptionPrior,
         experts: Mapping[int, VelocityNet],
-        router: GaussRouter | None = None,
+        router: Router | None = None,
     ) -> None:
         """Join the parts.
 
@@ -199,7 +199,7 @@ class Ensemble:
         table = self._prior.probabilities(plan.captions)
         if self._router is None or plan.options.strategy is Strategy.STICKY:
             return StaticRoutes(self._prior.clusters, table)
-        return GaussRoutes.join(self._router, self._prior.clusters, table)
+        return RouterRoutes.join(self._router, self._prior.clusters, table)
 
     def _denoise(self, plan: SamplePlan) -> Generator[Step, None, Denoised]:
         dialogue = denoise(plan, self.routes(plan), self.clusters)

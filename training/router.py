@@ -1,7 +1,10 @@
-"""The gauss router: which cluster does a noisy latent belong to, in closed form.
+"""Routers: which cluster does a noisy latent belong to?  And the gauss router, in closed form.
 
-Each cluster publishes a small mixture of Gaussians of its own latents.  Noising is linear, so the
-density of x_t is known exactly at every t:
+Whatever a router is made of, it answers with log p(x_t | k), so that a caption always enters the
+same way, as the prior: p(k | x_t, t, caption) ~ p(x_t | k) p(k | caption).
+
+Gauss: each cluster publishes a small mixture of Gaussians of its own latents.  Noising is linear,
+so the density of x_t is known exactly at every t:
 
     p(x_t | k) = sum_m pi_m N(x_t; (1-t) mu_m, (1-t)^2 S_m + t^2 I)
     p(k | x_t) = softmax_k( log n_k + log p(x_t | k) )
@@ -13,7 +16,7 @@ nothing about experts, text encoders or files of a run.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +25,43 @@ from training.summary import GaussSummary
 
 FREEZE_BELOW_T: Final = 0.3
 """Below this t the closed form is over-confident (measured): keep the decision made above it."""
+LEAST_PRIOR: Final = 1e-30
+
+
+class Router(Protocol):
+    """What a sampler needs of a router; experts that are missing renormalise outside."""
+
+    @property
+    def clusters(self) -> tuple[int, ...]:
+        """The cluster of each column."""
+        ...
+
+    def log_likelihood(self, x_t: Tensor, t: float) -> Tensor:
+        """Log p(x_t | k) up to a constant per row: [B, C, H, W] at t in (0, 1] -> [B, E]."""
+        ...
+
+    def probabilities(self, x_t: Tensor, t: float, prior: Tensor | None = None) -> Tensor:
+        """p(k | x_t, t), rows sum to 1.
+
+        Args:
+            x_t: [B, C, H, W] noisy latents.
+            t: time in (0, 1]; 1 is pure noise, where the answer is nearly the prior.
+            prior: [B, E] p(k | caption), columns as `clusters`; default: p(k) of all the data.
+
+        Returns:
+            [B, E].
+        """
+        ...
+
+
+def posterior(log_likelihood: Tensor, log_prior: Tensor) -> Tensor:
+    """Bayes' rule over clusters: [B, E] and [B, E] or [E], logarithms, -> [B, E], rows sum to 1."""
+    return (log_likelihood + log_prior).softmax(dim=1)
+
+
+def log_of(prior: Tensor) -> Tensor:
+    """Logarithm of probabilities; nothing is ruled out so far that sums lose their meaning."""
+    return prior.float().clamp_min(LEAST_PRIOR).log()
 
 
 class GaussRouter:
@@ -90,27 +130,27 @@ class GaussRouter:
             t: time in (0, 1]; 1 is pure noise, where the answer is the prior.
             prior: [B, E] p(k | caption), columns as `clusters`; default: the clusters' sizes.
         """
-        log_prior = self._log_counts if prior is None else prior.float().clamp_min(1e-30).log()
-        return (self.log_likelihood(x_t, t) + log_prior).softmax(dim=1)
+        log_prior = self._log_counts if prior is None else log_of(prior)
+        return posterior(self.log_likelihood(x_t, t), log_prior)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class GaussRoutes:
-    """p(k | x_t, caption): the router's likelihood with the caption's probabilities as prior."""
+class RouterRoutes:
+    """p(k | x_t, caption): a router's likelihood with the caption's probabilities as prior."""
 
-    router: GaussRouter
+    router: Router
     prior: Tensor
     is_static: bool = field(default=False, init=False)
 
     @classmethod
-    def join(cls, router: GaussRouter, clusters: Sequence[int], table: Tensor) -> "GaussRoutes":
+    def join(cls, router: Router, clusters: Sequence[int], table: Tensor) -> "RouterRoutes":
         """Bring the columns of `table` [B, K] (of `clusters`) into the router's order."""
         columns = [list(clusters).index(cluster) for cluster in router.clusters]
         return cls(router, table[:, columns])
 
     @property
     def clusters(self) -> tuple[int, ...]:
-        """Those with a summary."""
+        """Those the router knows."""
         return self.router.clusters
 
     def probabilities(self, x_t: Tensor, t: float) -> Tensor:

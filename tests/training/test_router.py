@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from training.errors import TensorFileError
-from training.router import GaussRouter, GaussRoutes
+from training.router import GaussRouter, RouterRoutes
 from training.summary import (
     COMPONENTS,
     MIN_ROWS_PER_COMPONENT,
@@ -89,7 +89,7 @@ def test_routes_pick_the_prior_of_clusters_with_a_summary(
     summaries: dict[int, GaussSummary],
 ) -> None:
     table = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
-    routes = GaussRoutes.join(GaussRouter(summaries), (0, 1, 2, 5), table)
+    routes = RouterRoutes.join(GaussRouter(summaries), (0, 1, 2, 5), table)
     assert routes.clusters == (0, 2, 5)
     assert torch.allclose(
         routes.probabilities(torch.randn(1, *SHAPE), 1.0),
