@@ -128,6 +128,7 @@ class TrainConfig:
         device: a torch device name.
         objective: one of `OBJECTIVES`.
         times: one of `TIMES`.
+        clip_norm: gradients are scaled down to this norm; 0 leaves them alone.
     """
 
     batch: int = 32
@@ -147,6 +148,7 @@ class TrainConfig:
     device: str = "cpu"
     objective: str = "fm"
     times: str = "logit-normal"
+    clip_norm: float = added(0.0)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -156,8 +158,11 @@ class TrainConfig:
         for name in ("final_lr_fraction", "beta1", "beta2", "ema_decay", "caption_drop"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"train: {name} must lie in 0..1, got {getattr(self, name)}")
-        if self.learning_rate <= 0 or self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ConfigError("train: learning_rate must be positive, the rest not negative")
+        if self.learning_rate <= 0 or min(self.weight_decay, self.warmup_steps, self.clip_norm) < 0:
+            raise ConfigError(
+                "train: learning_rate must be positive; weight_decay, warmup_steps and clip_norm "
+                "not negative"
+            )
         if self.threads > MAX_THREADS:
             raise ConfigError(f"train: threads must be at most {MAX_THREADS}, got {self.threads}")
         if self.objective not in OBJECTIVES:

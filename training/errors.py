@@ -27,6 +27,10 @@ class DivergedError(TrainingError):
     """The loss is no longer a finite number: nothing was saved from that step on."""
 
 
+class TooLargeError(TrainingError):
+    """Not even one sample at a time fits the memory there is."""
+
+
 class TensorFileError(TrainingError):
     """A tensor file that is not what it should be.
 

@@ -25,6 +25,7 @@ class StepReport:
         loss: of this batch.
         samples_per_s: since this call began.
         lr: of this step.
+        grad_norm: of this batch's gradients, before clipping.
     """
 
     step: int
@@ -32,6 +33,7 @@ class StepReport:
     loss: float
     samples_per_s: float
     lr: float
+    grad_norm: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,9 @@ def train(
     try:
         while trainer.samples < config.budget_samples:
             before = trainer.samples
-            loss, lr = trainer.step_once()
+            found, lr = trainer.step_once()
             rate = (trainer.samples - first) / max(time.monotonic() - began, 1e-9)
-            yield StepReport(trainer.step, trainer.samples, loss, rate, lr)
+            yield StepReport(trainer.step, trainer.samples, found.mean, rate, lr, found.grad_norm)
             if trainer.samples // config.save_samples > before // config.save_samples:
                 yield _save(trainer, state_dir)
                 reported = trainer.samples
