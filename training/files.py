@@ -2,12 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 TEMPORARY: Final = ".tmp-"
+COPY_BYTES: Final = 2**20
+"""Bytes in memory while a file is copied: a checkpoint may be larger than the memory."""
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
@@ -20,18 +23,36 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         OSError: disk full, no permission; nothing is visible under `target` then.
     """
+    with whole_folder(target) as folder:
+        for name, data in files.items():
+            write_synced(folder / name, data)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `target` when the block ends, and vanishes if it fails.
+
+    Args:
+        target: must not exist, or be an empty folder; its parent must exist.
+
+    Yields:
+        The temporary folder beside it; write with `write_synced` and `copy_synced`.
+
+    Raises:
+        OSError: disk full, no permission, or something in `target`; nothing is left then.
+    """
     temporary = target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
     if temporary.exists():
         shutil.rmtree(temporary)
-    folders = {temporary}
-    for name, data in files.items():
-        path = temporary / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folders.add(path.parent)
-        _write_synced(path, data)
-    for folder in folders:
-        sync_folder(folder)
-    os.rename(temporary, target)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+            sync_folder(folder)
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
     sync_folder(target.parent)
 
 
@@ -62,12 +83,44 @@ def digest_of(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file, and its folders, to the disk itself.
+
+    Raises:
+        OSError: it is there already, or the disk refuses.
+    """
+    _write_chunks(path, iter([data]))
+
+
+def copy_synced(source: Path, target: Path) -> str:
+    """Copy a file in pieces; a symbolic link is refused, whatever it names.
+
+    Returns:
+        sha256 of what was copied, hexadecimal.
+
+    Raises:
+        OSError: `source` is a link or cannot be read, `target` exists, or the disk refuses.
+    """
+    digest = sha256()
+
+    def chunks(file: BinaryIO) -> Iterator[bytes]:
+        while piece := file.read(COPY_BYTES):
+            digest.update(piece)
+            yield piece
+
+    with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        _write_chunks(target, chunks(file))
+    return digest.hexdigest()
+
+
+def _write_chunks(path: Path, chunks: Iterator[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        for chunk in chunks:
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

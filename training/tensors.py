@@ -95,6 +95,25 @@ def read_tensors(
     return tensors
 
 
+def read_header(path: Path) -> dict[str, TensorSpec]:
+    """The names, dtypes and shapes of a file, fully checked, without reading its data.
+
+    Args:
+        path: the file; a symbolic link is refused.
+
+    Raises:
+        TensorFileError: naming `path` and the reason.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(_PREFIX + MAX_HEADER_BYTES)
+    except OSError as error:
+        raise TensorFileError(path, f"cannot be read: {error.strerror}") from error
+    header, _ = _header(path, head, size)
+    return {name: spec for name, (spec, _, _) in header.items()}
+
+
 def check_header(path: Path, data: bytes) -> dict[str, TensorSpec]:
     """The names, dtypes and shapes of a whole file held in memory, fully checked.
 
@@ -148,8 +167,14 @@ def _read_bounded(path: Path, data_bytes: int) -> bytes:
 _Header = dict[str, tuple[TensorSpec, int, int]]
 
 
-def _header(path: Path, data: bytes) -> tuple[_Header, int]:
-    """Checked entries (spec, begin, end) and where the data start."""
+def _header(path: Path, data: bytes, size: int | None = None) -> tuple[_Header, int]:
+    """Checked entries (spec, begin, end) and where the data start.
+
+    Args:
+        path: named in errors.
+        data: the file, or as much of it as the longest header takes.
+        size: of the whole file, if `data` is its beginning.
+    """
     if len(data) < _PREFIX:
         raise TensorFileError(path, f"{len(data)} bytes: too short for a header length")
     (length,) = struct.unpack_from("<Q", data)
@@ -168,7 +193,7 @@ def _header(path: Path, data: bytes) -> tuple[_Header, int]:
     if len(raw) > MAX_TENSORS:
         raise TensorFileError(path, f"{len(raw)} tensors, at most {MAX_TENSORS}")
     entries = {name: _entry(path, name, value) for name, value in raw.items()}
-    _check_layout(path, entries, len(data) - start)
+    _check_layout(path, entries, (len(data) if size is None else size) - start)
     return entries, start
 
 

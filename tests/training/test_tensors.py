@@ -17,6 +17,7 @@ from training.tensors import (
     TensorSpec,
     check_header,
     pack_tensors,
+    read_header,
     read_tensors,
     spec_of,
 )
@@ -201,3 +202,12 @@ def test_missing_file_and_symbolic_link_are_typed_errors(tmp_path: Path) -> None
 def test_name_that_could_not_be_read_back_is_not_written(name: str) -> None:
     with pytest.raises(ValueError, match="cannot store"):
         pack_tensors({name: torch.zeros(1)})
+
+
+def test_header_is_read_and_checked_without_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(pack_tensors({"x": torch.full((2, 3), torch.nan), "y": torch.zeros(1)}))
+    assert read_header(path) == {"x": TensorSpec("F32", (2, 3)), "y": TensorSpec("F32", (1,))}
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TensorFileError, match="27 bytes of data, the header describes 28"):
+        read_header(path)
