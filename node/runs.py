@@ -53,7 +53,7 @@ class CreatedRun:
     cluster_sizes: tuple[int, ...]
     size_bytes: int
     skipped: tuple[str, ...]
-    """Files left out, each with its reason."""
+    """Entries left out: for each reason how many, and the first few."""
 
 
 def create_run(
@@ -130,7 +130,7 @@ def import_run(prepared: "PreparedRun", blobs: BlobStore, policy: ClaimPolicy) -
         manifest=manifest,
         cluster_sizes=tuple(info.n for info in prepared.clusters),
         size_bytes=sum(folder.size for _, folder in stored),
-        skipped=tuple(f"{item.name}: {item.reason}" for item in prepared.skipped),
+        skipped=tuple(str(group) for group in prepared.skipped.groups),
     )
 
 

@@ -1,16 +1,20 @@
-"""The picture set shipped with the package: Fashion-MNIST's 10,000 test pictures (MIT).
+"""Fashion-MNIST (MIT): its 10,000 test pictures come with the package, all 70,000 as IDX files.
 
 Labels serve one purpose here: to write captions. Clustering, codec and experts never see them.
 """
 
 import gzip
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from training.data import Pictures
+from training.data import Entry, Pictures, Skipped
 from training.errors import DataError
 
 FASHION: Final = "fashion"
@@ -28,11 +32,68 @@ FASHION_CAPTIONS: Final = (
 )
 """The caption of each of the ten classes, by label."""
 
+IDX_IMAGES: Final = "train-images-idx3-ubyte.gz"
+IDX_LABELS: Final = "train-labels-idx1-ubyte.gz"
+"""The training split, 60,000 pictures, as Debian's `dataset-fashion-mnist` installs it."""
+
+MAX_IDX_PICTURES: Final = 1_000_000
 _FOLDER: Final = Path(__file__).parent / "datasets" / "fashion_mnist"
 _SIDE: Final = 28
 _PADDED: Final = 32
 _IMAGES_MAGIC: Final = 2051
 _LABELS_MAGIC: Final = 2049
+
+
+class PixelSource:
+    """Pictures that are pixels already, as a source.
+
+    Args:
+        name: what a person calls the set.
+        pictures: all of it.
+    """
+
+    def __init__(self, name: str, pictures: Pictures) -> None:
+        self._name = name
+        self._pictures = pictures
+
+    @property
+    def name(self) -> str:
+        """As given."""
+        return self._name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the pixels and captions."""
+        digest = sha256(self._pictures.images.numpy().tobytes())
+        digest.update("\n".join(self._pictures.captions).encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def read(self, positions: range) -> Iterator[Entry | Skipped]:
+        """The picture at each position."""
+        pictures = self._pictures
+        for i in positions:
+            yield Entry(f"picture {i}", pictures.captions[i], pictures.images[i])
+
+
+def fashion_source() -> PixelSource:
+    """The bundled set.
+
+    Raises:
+        DataError: if the package's data files are missing or altered.
+    """
+    return PixelSource(FASHION, load_fashion())
+
+
+def idx_source(folder: Path) -> PixelSource:
+    """The training split of Fashion-MNIST from a folder of its IDX files.
+
+    Raises:
+        DataError: if a file is missing or not such a file, or they do not belong together.
+    """
+    return PixelSource(str(folder), _captioned(folder / IDX_IMAGES, folder / IDX_LABELS))
 
 
 def load_fashion() -> Pictures:
@@ -41,9 +102,15 @@ def load_fashion() -> Pictures:
     Raises:
         DataError: if the package's data files are missing or altered.
     """
-    labels = fashion_labels()
-    captions = tuple(FASHION_CAPTIONS[label] for label in labels.tolist())
-    return Pictures(read_idx_images(_FOLDER / "t10k-images-idx3-ubyte.gz"), captions, ())
+    names = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+    return _captioned(_FOLDER / names[0], _FOLDER / names[1])
+
+
+def _captioned(images_path: Path, labels_path: Path) -> Pictures:
+    images, labels = read_idx_images(images_path), read_idx_labels(labels_path)
+    if len(images) != len(labels):
+        raise DataError(f"{labels_path}: {len(labels)} labels for {len(images)} pictures")
+    return Pictures(images, tuple(FASHION_CAPTIONS[label] for label in labels.tolist()))
 
 
 def fashion_labels() -> Tensor:
@@ -93,10 +160,14 @@ def read_idx_labels(path: Path) -> Tensor:
 
 
 def _unpack(path: Path) -> bytes:
+    limit = MAX_IDX_PICTURES * _SIDE * _SIDE
     try:
-        data = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+        with gzip.open(path) as file:
+            data = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path.name}: cannot be read: {error}") from error
-    if len(data) < 16:
+    if len(data) < 8:
         raise DataError(f"{path.name}: too short")
+    if len(data) > limit:
+        raise DataError(f"{path.name}: more than {limit} bytes when unpacked")
     return data

@@ -1,43 +1,129 @@
-"""Captioned pictures from a folder: an imagefolder, with `metadata.jsonl` or captions by file name.
+"""Captioned pictures as a source gives them: by position, one at a time, bad ones with a reason.
 
-Bad files do not stop a run: each is skipped with its reason, and the count is reported.
+A source is anything that lists its entries in a fixed order and reads any of them again; where they
+lie is the business of `training.sources`.  Nothing here holds more than the caller asks for.
 """
 
-import json
-import re
-import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, Protocol
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from training.errors import DataError
+from training.decode import clean_caption, decode_picture, printable
+from training.errors import DataError, UnusableError
 
-METADATA: Final = "metadata.jsonl"
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-"""No other decoder is tried, whatever a file's name says: TIFF's prints to standard error, EPS's
-starts a program."""
-
-SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
-MAX_PICTURES: Final = 1_000_000
-MAX_PICTURE_BYTES: Final = 64 * 2**20
-MAX_PIXELS: Final = 64 * 10**6
-"""More pixels than this is a decompression bomb, or a scan nobody needs at 32 pixels."""
-
-MAX_CAPTION_CHARS: Final = 512
-_TRAILING_NUMBER: Final = re.compile(r"[\s\d()#]+$")
+MAX_EXAMPLES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that did not become a picture, and why."""
+    """An entry that did not become a picture, and why.
+
+    Args:
+        name: of the file or row, as it may be shown.
+        reason: one of few phrases.
+        detail: what was found; empty if the reason says all.
+    """
 
     name: str
     reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SkipGroup:
+    """The entries left out for one reason: how many, and the first few by name."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.examples) else ""
+        return f"{self.count:,} {self.reason}: {', '.join(self.examples)}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class SkipReport:
+    """What was left out, by reason, the most frequent first; adds up."""
+
+    groups: tuple[SkipGroup, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """All entries left out."""
+        return sum(group.count for group in self.groups)
+
+    @classmethod
+    def of(cls, skipped: Iterable[Skipped]) -> "SkipReport":
+        """Count them by reason."""
+        counts: Counter[str] = Counter()
+        examples: dict[str, list[str]] = {}
+        for item in skipped:
+            counts[item.reason] += 1
+            shown = examples.setdefault(item.reason, [])
+            if len(shown) < MAX_EXAMPLES:
+                shown.append(f"{item.name} ({item.detail})" if item.detail else item.name)
+        groups = (SkipGroup(reason, n, tuple(examples[reason])) for reason, n in counts.items())
+        return cls(_ranked(groups))
+
+    def __add__(self, other: "SkipReport") -> "SkipReport":
+        merged = {group.reason: group for group in self.groups}
+        for group in other.groups:
+            mine = merged.get(group.reason)
+            if mine is None:
+                merged[group.reason] = group
+                continue
+            examples = (*mine.examples, *group.examples)[:MAX_EXAMPLES]
+            merged[group.reason] = SkipGroup(group.reason, mine.count + group.count, examples)
+        return SkipReport(_ranked(merged.values()))
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.groups))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One captioned picture as a source holds it.
+
+    Args:
+        name: of the file or row, for messages.
+        caption: as found.
+        content: a picture file's bytes, or pixels uint8 [C, S, S] of a source that has them.
+    """
+
+    name: str
+    caption: object
+    content: bytes | Tensor
+
+
+class Source(Protocol):
+    """Where pictures come from: entries in a fixed order, each readable again."""
+
+    @property
+    def name(self) -> str:
+        """What a person would call it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256; another one if a file of it was added, taken away or changed."""
+        ...
+
+    def __len__(self) -> int:
+        """Entries, good and bad."""
+        ...
+
+    def read(self, positions: range) -> Iterator[Entry | Skipped]:
+        """The entry at each position, in order; exactly `len(positions)` of them.
+
+        Args:
+            positions: rising, within `range(len(self))`.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,12 +133,12 @@ class Pictures:
     Args:
         images: uint8 [N, C, H, W].
         captions: one per picture.
-        skipped: files left out, with reasons.
+        skipped: entries left out, with reasons.
     """
 
     images: Tensor
     captions: tuple[str, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -64,122 +150,84 @@ class Pictures:
         return len(self.captions)
 
 
-def load_folder(folder: Path, image_size: int, image_channels: int) -> Pictures:
-    """Read every picture below `folder`, cropped to a centred square and resized.
+@dataclass(frozen=True, slots=True)
+class PictureShape:
+    """What pictures are made into: pixels a side, and 1 (grey) or 3 (colour) channels."""
 
-    With `metadata.jsonl` (lines of {"file_name", "text"}) exactly its pictures are used. Without
-    it the caption is the file's name in words ("red_boat_03.png" -> "red boat") or, for a name
-    with only a number, its folder's.
+    size: int
+    channels: int
 
-    Args:
-        folder: the source; names that leave it are skipped.
-        image_size: pixels a side.
-        image_channels: 1 grey, 3 colour.
+    @property
+    def tensor(self) -> tuple[int, int, int]:
+        """Shape of one picture."""
+        return (self.channels, self.size, self.size)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one picture."""
+        return self.channels * self.size * self.size
+
+
+def read_pictures(source: Source, positions: range, shape: PictureShape) -> Pictures:
+    """Read, decode and resize some entries of a source; all of them are held in memory.
+
+    Returns:
+        The usable ones, in order; perhaps none.
 
     Raises:
-        DataError: no such folder, or not one usable picture in it; the message holds reasons.
+        DataError: if the source's own pixels have another shape.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: not a folder")
     images: list[Tensor] = []
     captions: list[str] = []
     skipped: list[Skipped] = []
-    for name, found in _entries(folder):
+    for found in source.read(positions):
+        if isinstance(found, Skipped):
+            skipped.append(found)
+            continue
         try:
-            if isinstance(found, Skipped):
-                raise _SkipError(found.reason)
-            images.append(_picture(folder / name, image_size, image_channels))
-            captions.append(found)
-        except _SkipError as error:
-            skipped.append(Skipped(name, str(error)))
-    if not images:
-        reasons = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:3])
-        raise DataError(f"{folder}: no usable picture ({len(skipped)} skipped) {reasons}".rstrip())
-    return Pictures(torch.stack(images), tuple(captions), tuple(skipped))
+            caption = clean_caption(found.caption)
+            images.append(_pixels(source, found, shape))
+            captions.append(caption)
+        except UnusableError as error:
+            skipped.append(Skipped(printable(found.name), error.reason, error.detail))
+    stacked = torch.stack(images) if images else torch.empty(0, *shape.tensor, dtype=torch.uint8)
+    return Pictures(stacked, tuple(captions), tuple(skipped))
 
 
-class _SkipError(Exception):
-    """This file is left out; the message is the reason."""
+def read_all(source: Source, shape: PictureShape) -> Pictures:
+    """Every usable picture of a small source, in memory.
+
+    Raises:
+        DataError: not one usable picture in it; the message holds reasons.
+    """
+    pictures = read_pictures(source, range(len(source)), shape)
+    if not len(pictures):
+        raise no_usable_picture(source, SkipReport.of(pictures.skipped))
+    return pictures
 
 
-def _entries(folder: Path) -> Iterator[tuple[str, str | Skipped]]:
-    """(relative name, caption or why not) in an order that does not depend on the file system."""
-    metadata = folder / METADATA
-    found = _from_metadata(metadata) if metadata.is_file() else _from_names(folder)
-    for count, entry in enumerate(found):
-        if count >= MAX_PICTURES:
-            raise DataError(f"{folder}: more than {MAX_PICTURES} pictures")
-        yield entry
+def no_usable_picture(source: Source, skipped: SkipReport) -> DataError:
+    """The error for a source without one, with the reasons."""
+    return DataError(
+        f"{source.name}: no usable picture ({skipped.count} skipped) {skipped}".rstrip()
+    )
 
 
-def _from_metadata(path: Path) -> Iterator[tuple[str, str | Skipped]]:
-    seen: set[str] = set()
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            label = f"{METADATA} line {number}"
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                yield label, Skipped(label, "not JSON")
-                continue
-            name = value.get("file_name") if isinstance(value, dict) else None
-            text = value.get("text") if isinstance(value, dict) else None
-            if not isinstance(name, str) or not name or "\0" in name:
-                yield label, Skipped(label, "needs file_name")
-            elif PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                yield label, Skipped(label, "file_name leaves the folder")
-            elif name in seen:
-                yield label, Skipped(label, f"{name} appears twice")
-            else:
-                seen.add(name)
-                yield name, _caption(text, name)
+def batches_of(positions: range, batch: int) -> Iterator[range]:
+    """`positions` in consecutive parts of at most `batch`."""
+    for start in range(0, len(positions), batch):
+        yield positions[start : start + batch]
 
 
-def _caption(text: object, name: str) -> str | Skipped:
-    words = " ".join(text.split()) if isinstance(text, str) else ""
-    if not words:
-        return Skipped(name, "no caption")
-    if len(words) > MAX_CAPTION_CHARS:
-        return Skipped(name, f"caption of {len(words)} characters, at most {MAX_CAPTION_CHARS}")
-    return words
+def _pixels(source: Source, found: Entry, shape: PictureShape) -> Tensor:
+    if isinstance(found.content, bytes):
+        return decode_picture(found.content, shape.size, shape.channels)
+    if tuple(found.content.shape) != shape.tensor:
+        channels, side, _ = found.content.shape
+        kind = "grey" if channels == 1 else "in colour"
+        raise DataError(f"{source.name}: the set is {side} pixels a side and {kind}")
+    return found.content
 
 
-def _from_names(folder: Path) -> Iterator[tuple[str, str | Skipped]]:
-    paths = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    for path in sorted(paths, key=lambda p: p.relative_to(folder).as_posix()):
-        name = path.relative_to(folder).as_posix()
-        parent = path.parent.name if path.parent != folder else ""
-        yield name, _caption(_words(path.stem) or _words(parent), name)
-
-
-def _words(stem: str) -> str:
-    return _TRAILING_NUMBER.sub("", stem.replace("_", " ").replace("-", " ")).strip()
-
-
-def _picture(path: Path, size: int, channels: int) -> Tensor:
-    """uint8 [C, size, size], or the reason why not."""
-    try:
-        if path.stat().st_size > MAX_PICTURE_BYTES:
-            raise _SkipError(f"over {MAX_PICTURE_BYTES} bytes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's hints on odd metadata; size is checked here
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise _SkipError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS}")
-                return _to_tensor(image, size, channels)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-        raise _SkipError(f"unreadable picture: {type(error).__name__}") from error
-    except Image.DecompressionBombError as error:
-        raise _SkipError("too many pixels") from error
-
-
-def _to_tensor(image: Image.Image, size: int, channels: int) -> Tensor:
-    """Transparent parts become white, as on paper."""
-    upright = ImageOps.exif_transpose(image).convert("RGBA")
-    paper = Image.new("RGBA", upright.size, (255, 255, 255, 255))
-    flat = Image.alpha_composite(paper, upright).convert("L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(flat, (size, size), Image.Resampling.BICUBIC)
-    data = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return data.reshape(size, size, channels).permute(2, 0, 1).contiguous()
+def _ranked(groups: Iterable[SkipGroup]) -> tuple[SkipGroup, ...]:
+    return tuple(sorted(groups, key=lambda group: (-group.count, group.reason)))

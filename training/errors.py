@@ -43,3 +43,32 @@ class TensorFileError(TrainingError):
         super().__init__(f"{path.name}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class DiskError(TrainingError):
+    """The disk refused: it is full, or may not be written.
+
+    Args:
+        path: what could not be written.
+        error: what the system said.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(
+            f"{path} cannot be written: {error.strerror}; free some space and repeat the command"
+        )
+        self.path = path
+
+
+class UnusableError(TrainingError):
+    """One entry of a picture set that is left out; the set's reader counts it.
+
+    Args:
+        reason: one of few phrases, so that entries can be counted by it.
+        detail: what was found, with its numbers.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail

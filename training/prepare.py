@@ -14,11 +14,11 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from training.bundled import FASHION, load_fashion
+from training.bundled import FASHION
 from training.clusters import ClusterIndex, cluster_files
 from training.codecs import PatchPca
 from training.config import SCHEMA, RunSpec, TrainConfig, preset
-from training.data import Pictures, Skipped, load_folder
+from training.data import Pictures, PictureShape, SkipReport, read_all
 from training.errors import DataError
 from training.features import PixelPca
 from training.files import digest_of, write_folder
@@ -36,6 +36,7 @@ from training.run import (
     check_parts,
     load_run,
 )
+from training.sources import open_source
 from training.tensors import pack_tensors
 
 logger = logging.getLogger(__name__)
@@ -74,13 +75,13 @@ class PreparedRun:
         spec: what was asked for.
         root: the output folder.
         clusters: all K, by number.
-        skipped: source files left out, with reasons.
+        skipped: entries of the source that were left out, by reason.
     """
 
     spec: RunSpec
     root: Path
     clusters: tuple[ClusterInfo, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: SkipReport
 
     @property
     def shared(self) -> Path:
@@ -138,7 +139,7 @@ def prepare_run(
     infos = _write_clusters(out, _Encoded(pictures, codec, owners), spec, report)
     _write_shared(out, spec, codec, clusters, _counts(pictures.captions, owners, spec.clusters))
     report("write")
-    return PreparedRun(spec, out, infos, pictures.skipped)
+    return PreparedRun(spec, out, infos, SkipReport.of(pictures.skipped))
 
 
 class _Reporter:
@@ -169,18 +170,9 @@ def _check_out(out: Path) -> None:
 
 
 def _read(source: str | Path, spec: RunSpec) -> Pictures:
-    if source == FASHION:
-        pictures = load_fashion()
-        side = pictures.images.shape[-1]
-        if (spec.image_size, spec.image_channels) != (side, 1):
-            raise DataError(f"the bundled set is {side} pixels a side and grey")
-        return pictures
-    pictures = load_folder(Path(source), spec.image_size, spec.image_channels)
+    pictures = read_all(open_source(source), PictureShape(spec.image_size, spec.image_channels))
     if pictures.skipped:
-        first = pictures.skipped[0]
-        logger.warning(
-            "skipped %d files, the first %s: %s", len(pictures.skipped), first.name, first.reason
-        )
+        logger.warning("left out %s", SkipReport.of(pictures.skipped))
     return pictures
 
 

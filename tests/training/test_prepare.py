@@ -9,9 +9,9 @@ import torch
 
 from tests.training.conftest import SIDE, TINY_SPEC, draw_pictures
 from training.clusters import Cluster
-from training.data import load_folder
 from training.errors import ConfigError, DataError
 from training.files import digest_of
+from training.folders import load_folder
 from training.prepare import PreparedRun, Progress, default_spec, prepare_run
 from training.run import CLUSTERS_FILE, CODEC_FILE, RUN_FILE, Run, load_run
 
@@ -90,7 +90,7 @@ def test_fewest_pictures_that_suffice_make_a_run(tmp_path: Path) -> None:
 
 
 def test_bad_source_and_used_output_are_refused(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a folder"):
+    with pytest.raises(DataError, match="there is no such file or folder"):
         prepare_run(tmp_path / "none", tmp_path / "a", TINY_SPEC)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
@@ -121,9 +121,7 @@ def test_skipped_files_are_reported(tmp_path: Path) -> None:
     folder = draw_pictures(tmp_path / "pictures", 8)
     (folder / "000.png").write_bytes(b"broken")
     made = prepare_run(folder, tmp_path / "out", TINY_SPEC)
-    assert [(s.name, s.reason.split(":")[0]) for s in made.skipped] == [
-        ("000.png", "unreadable picture")
-    ]
+    assert str(made.skipped) == "1 unreadable picture: 000.png (UnidentifiedImageError)"
 
 
 def test_default_spec_of_a_folder_is_in_colour_and_named_after_it(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 import json
+import os
 import random
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from training import data
-from training.data import MAX_CAPTION_CHARS, METADATA, load_folder
+from training import decode, folders
+from training.decode import MAX_CAPTION_CHARS
 from training.errors import DataError
+from training.folders import MAX_LINE_BYTES, METADATA, FolderSource, load_folder
 
 
 def picture(path: Path, colour: tuple[int, int, int] = (255, 0, 0), size: int = 20) -> None:
@@ -48,8 +50,8 @@ def test_names_become_captions_without_metadata(tmp_path: Path) -> None:
 def test_each_bad_line_and_file_is_skipped_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "MAX_PIXELS", 900)
-    monkeypatch.setattr(data, "MAX_PICTURE_BYTES", 4000)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 900)
+    monkeypatch.setattr(folders, "MAX_PICTURE_BYTES", 4000)
     picture(tmp_path / "good.png")
     picture(tmp_path / "large.png", size=31)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"rubbish" * 9)
@@ -76,30 +78,30 @@ def test_each_bad_line_and_file_is_skipped_with_its_reason(
     )
     found = load_folder(tmp_path, 16, 1)
     assert found.captions == ("good",)
-    assert [item.reason.split(":")[0] for item in found.skipped] == [
-        "good.png appears twice",
-        "not JSON",
-        "not JSON",
-        "needs file_name",
-        "needs file_name",
-        "file_name leaves the folder",
-        "file_name leaves the folder",
-        "unreadable picture",
-        "no caption",
-        "no caption",
-        f"caption of {MAX_CAPTION_CHARS + 1} characters, at most {MAX_CAPTION_CHARS}",
-        "31x31 pixels, at most 900",
-        "unreadable picture",
-        "over 4000 bytes",
-        "unreadable picture",
+    assert [(item.reason, item.detail) for item in found.skipped] == [
+        ("appears twice", "good.png"),
+        ("not JSON", ""),
+        ("not JSON", ""),
+        ("needs file_name", ""),
+        ("needs file_name", ""),
+        ("leaves the folder", "../out.png"),
+        ("leaves the folder", "/etc/passwd"),
+        ("unreadable picture", "FileNotFoundError"),
+        ("no caption", "no 'text'; there is: nothing"),
+        ("no caption", ""),
+        ("caption too long", f"{MAX_CAPTION_CHARS + 1} characters, at most {MAX_CAPTION_CHARS}"),
+        ("too many pixels", "31x31 pixels, at most 900"),
+        ("unreadable picture", "OSError"),
+        ("picture too large", "over 4000 bytes"),
+        ("unreadable picture", "OSError"),
     ]
 
 
 def test_limits_are_inclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "MAX_PIXELS", 400)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 400)
     picture(tmp_path / "a.png")
     size = (tmp_path / "a.png").stat().st_size
-    monkeypatch.setattr(data, "MAX_PICTURE_BYTES", size)
+    monkeypatch.setattr(folders, "MAX_PICTURE_BYTES", size)
     metadata(tmp_path, {"file_name": "a.png", "text": "x" * MAX_CAPTION_CHARS})
     assert len(load_folder(tmp_path, 16, 1)) == 1
 
@@ -107,9 +109,9 @@ def test_limits_are_inclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_too_many_pictures_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b.png", "c.png"):
         picture(tmp_path / name)
-    monkeypatch.setattr(data, "MAX_PICTURES", 3)
+    monkeypatch.setattr(folders, "MAX_PICTURES", 3)
     assert len(load_folder(tmp_path, 16, 1)) == 3
-    monkeypatch.setattr(data, "MAX_PICTURES", 2)
+    monkeypatch.setattr(folders, "MAX_PICTURES", 2)
     with pytest.raises(DataError, match="more than 2"):
         load_folder(tmp_path, 16, 1)
 
@@ -120,7 +122,7 @@ def test_folder_without_a_usable_picture_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no usable picture \(0 skipped\)"):
         load_folder(tmp_path, 16, 1)
     (tmp_path / "a boat.png").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"\(1 skipped\) a boat.png: unreadable picture"):
+    with pytest.raises(DataError, match=r"\(1 skipped\) 1 unreadable picture: a boat.png"):
         load_folder(tmp_path, 16, 1)
 
 
@@ -157,3 +159,84 @@ def test_formats_that_are_not_ours_are_not_decoded(tmp_path: Path) -> None:
     (tmp_path / "in.tiff").rename(tmp_path / "red boat.png")
     found = load_folder(tmp_path, 16, 3)
     assert [s.name for s in found.skipped] == ["red boat.png"]
+
+
+def test_links_that_leave_the_folder_and_pipes_are_skipped(tmp_path: Path) -> None:
+    picture(tmp_path / "out" / "secret one.png")
+    folder = tmp_path / "in"
+    picture(folder / "real one.png")
+    (folder / "inner link.png").symlink_to("real one.png")
+    (folder / "outer link.png").symlink_to(tmp_path / "out" / "secret one.png")
+    (folder / "round.png").symlink_to("round.png")
+    (folder / "out").symlink_to(tmp_path / "out")
+    os.mkfifo(folder / "pipe.png")
+    names = ("real one.png", "inner link.png", "outer link.png", "round.png", "pipe.png",
+             "out/secret one.png")  # fmt: skip
+    metadata(folder, *({"file_name": name, "text": name} for name in names))
+    found = load_folder(folder, 16, 3)
+    assert found.captions == ("real one.png", "inner link.png")
+    assert [(s.name, s.reason) for s in found.skipped] == [
+        ("outer link.png", "leaves the folder"),
+        ("round.png", "unreadable picture"),
+        ("pipe.png", "unreadable picture"),
+        ("out/secret one.png", "leaves the folder"),
+    ]
+
+
+def test_endless_line_of_metadata_is_skipped_and_the_next_one_read(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    long = json.dumps({"file_name": "a.png", "text": "x" * 3 * MAX_LINE_BYTES})
+    metadata(tmp_path, long, {"file_name": "a.png", "text": "red"}, long)
+    found = load_folder(tmp_path, 16, 3)
+    assert found.captions == ("red",)
+    assert [s.reason for s in found.skipped] == ["line too long", "line too long"]
+
+
+def test_hostile_captions_and_names_come_out_as_plain_text(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    metadata(
+        tmp_path,
+        '{"file_name": "a.png", "text": "red\\u001b[2Jboat\\u0000"}',
+        '{"file_name": "b.png", "text": "half \\ud800 pair"}',
+        '{"file_name": "\\u001b[2J.png", "text": "x"}',
+        '{"file_name": "half\\ud800.png", "text": "x"}',
+    )
+    found = load_folder(tmp_path, 16, 3)
+    assert found.captions == ("red [2Jboat",)
+    assert [(s.name, s.reason) for s in found.skipped] == [
+        ("b.png", "caption is not text"),
+        ("?[2J.png", "unreadable picture"),
+        ("half?.png", "unreadable picture"),
+    ]
+
+
+def test_caption_key_may_be_another_one(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    metadata(tmp_path, {"file_name": "a.png", "title": "red"})
+    assert next(iter(FolderSource(tmp_path, "title").read(range(1)))).caption == "red"  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="no 'text'; there is: title"):
+        load_folder(tmp_path, 16, 3)
+
+
+def test_fingerprint_changes_with_any_file_and_only_then(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    metadata(tmp_path, {"file_name": "a.png", "text": "red"}, {"file_name": "b.png", "text": "red"})
+    first = FolderSource(tmp_path).fingerprint
+    assert FolderSource(tmp_path).fingerprint == first
+    os.utime(tmp_path / "a.png", ns=(1, 1))
+    second = FolderSource(tmp_path).fingerprint
+    metadata(tmp_path, {"file_name": "a.png", "text": "red"}, {"file_name": "b.png", "text": "b"})
+    third = FolderSource(tmp_path).fingerprint
+    (tmp_path / "b.png").unlink()
+    assert len({first, second, third, FolderSource(tmp_path).fingerprint}) == 4
+
+
+def test_any_positions_are_read_in_order(tmp_path: Path) -> None:
+    for i in range(7):
+        picture(tmp_path / f"boat {'abcdefg'[i]}.png")
+    source = FolderSource(tmp_path)
+    for positions in (range(7), range(3, 7), range(0, 7, 3), range(7, 7)):
+        assert [found.name for found in source.read(positions)] == [
+            f"boat {'abcdefg'[i]}.png" for i in positions
+        ]
