@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.conftest import SIDE
+from training import encode
+from training.data import PictureShape
+from training.encode import encode_source, pictures_per_batch
+from training.errors import DataError
+from training.folders import load_folder
+from training.run import Run
+
+
+def test_pictures_of_a_source_become_latents_of_a_run(
+    pictures: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = load_folder(pictures, SIDE, 1)
+    monkeypatch.setattr(encode, "pictures_per_batch", lambda shape: 7)
+    found = encode_source(pictures, run)
+    assert found.captions == known.captions
+    assert found.latents.dtype == torch.float16
+    torch.testing.assert_close(
+        found.latents.float(), run.codec.encode(known.images), atol=2e-3, rtol=2e-3
+    )
+
+
+def test_skipped_pictures_are_counted_over_all_batches(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "pictures_per_batch", lambda shape: 2)
+    for i in range(5):
+        (tmp_path / f"boat {i}.png").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"no usable picture \(5 skipped\) 5 unreadable picture: b"):
+        encode_source(tmp_path, run)
+
+
+def test_source_larger_than_asked_for_is_refused(pictures: Path, run: Run) -> None:
+    assert len(encode_source(pictures, run, max_pictures=48).captions) == 48
+    with pytest.raises(DataError, match="48 pictures, at most 47 here"):
+        encode_source(pictures, run, max_pictures=47)
+
+
+def test_batches_shrink_with_the_size_of_pictures() -> None:
+    sizes = [pictures_per_batch(PictureShape(size, 3)) for size in (16, 64, 256, 1024)]
+    assert sizes == [1024, 1024, 170, 16]
