@@ -7,7 +7,7 @@ are simply absent: weights are renormalised, and the `Route` event says what was
 import logging
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol, cast
 
@@ -26,6 +26,7 @@ from training.plan import (
     ExpertQuery,
     Images,
     Route,
+    RouterName,
     SampleEvent,
     SampleOptions,
     SamplePlan,
@@ -34,18 +35,25 @@ from training.plan import (
 )
 from training.router import GaussRouter, Router, RouterRoutes
 from training.run import Run, load_run
-from training.sampler import Routes, StaticRoutes, denoise, seed_uniform
+from training.sampler import Routes, StaticRoutes, denoise, seed_uniform, starting_shares
 from training.summary import load_summary
 from training.text import UNCONDITIONAL, TextEncoder
 
 logger = logging.getLogger(__name__)
 
 CHUNK: Final = 100
-"""Pictures denoised together: more gains nothing on a CPU and costs memory."""
+"""Pictures denoised together at most: more gains nothing on a CPU and costs memory."""
+CHUNK_NUMBERS: Final = 25_600
+"""Numbers of the latents denoised together at most: 100 of the bundled run, 6 of 4 x 32 x 32."""
 
 
 class VelocityNet(Protocol):
     """A trained expert (`training.experts.Expert`)."""
+
+    @property
+    def objective(self) -> str:
+        """What it predicts, one of `training.config.OBJECTIVES`."""
+        ...
 
     def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """[B, C, H, W], [B], [B, L, D], [B, L] -> [B, C, H, W]."""
@@ -69,7 +77,7 @@ class Ensemble:
         encoder: TextEncoder,
         prior: CaptionPrior,
         experts: Mapping[int, VelocityNet],
-        router: Router | None = None,
+        routers: Mapping[RouterName, Router] | None = None,
     ) -> None:
         """Join the parts.
 
@@ -78,21 +86,26 @@ class Ensemble:
             encoder: of the run.
             prior: p(k | caption).
             experts: by cluster; as few as one.
-            router: p(k | x_t, t); without one every strategy routes by the caption alone.
+            routers: p(k | x_t, t) by name; without one every strategy routes by the caption alone.
 
         Raises:
             ConfigError: if there is no expert, or one of a cluster that the run does not have.
         """
-        strangers = set(experts) | set(router.clusters if router else ())
+        named = dict(routers or {})
+        strangers = set(experts).union(*(router.clusters for router in named.values()))
         if not experts or not strangers <= set(prior.clusters):
             raise ConfigError(
-                f"experts of clusters {sorted(experts)} and summaries, the run has {prior.clusters}"
+                f"experts of clusters {sorted(experts)} and routers of "
+                f"{sorted(strangers)}, the run has {prior.clusters}"
             )
         self._codec = codec
         self._encoder = encoder
         self._prior = prior
         self._experts = dict(experts)
-        self._router = router
+        self._routers = named
+        self._noise_experts = frozenset(
+            cluster for cluster, expert in experts.items() if expert.objective != "fm"
+        )
 
     @classmethod
     def load(
@@ -127,7 +140,7 @@ class Ensemble:
             run.text,
             CaptionPrior(dict(enumerate(rows)), run.text),
             loaded,
-            GaussRouter(fitted) if fitted else None,
+            {RouterName.GAUSS: GaussRouter(fitted)} if fitted else None,
         )
 
     @property
@@ -136,16 +149,23 @@ class Ensemble:
         return tuple(sorted(self._experts))
 
     def generate(self, request: SampleRequest) -> Iterator[SampleEvent]:
-        """Draw one caption: a `Route`, a `Step` around each evaluation, then the `Images`.
+        """Draw one caption: a `Route`, then by chunks a `Step` around each evaluation and `Images`.
 
         Closing the iterator stops the work at the next evaluation.
+
+        Raises:
+            ConfigError: if a seed is out of range, or the router asked for is not at hand.
         """
         seeds = tuple(range(request.seed, request.seed + request.n))
-        plan = self._plan((request.prompt,) * request.n, seeds, request.options)
-        yield self.route(plan)
-        denoised = yield from self._denoise(plan)
-        pngs = tuple(encode_png(picture) for picture in self._decode(denoised.latents))
-        yield Images(pngs, denoised.shares)
+        whole = self._plan((request.prompt,) * request.n, seeds, request.options)
+        yield self.route(whole)
+        parts = list(_chunks(whole))
+        steps = whole.options.steps
+        for number, plan in enumerate(parts):
+            drawing = self._denoise(plan)
+            denoised = yield from _counted(drawing, number * steps, len(parts) * steps)
+            pngs = tuple(encode_png(picture) for picture in self._decode(denoised.latents))
+            yield Images(pngs, denoised.shares, first=plan.seeds[0] - request.seed)
 
     def generate_batch(
         self,
@@ -160,30 +180,31 @@ class Ensemble:
         """
         if not 1 <= len(captions) <= MAX_PICTURES:
             raise ConfigError(f"{len(captions)} captions, expected 1 to {MAX_PICTURES}")
+        seeds = tuple(range(seed, seed + len(captions)))
+        whole = self._plan(tuple(captions), seeds, options or SampleOptions())
         pictures, shares = [], dict.fromkeys(self.clusters, 0.0)
-        for start in range(0, len(captions), CHUNK):
-            part = tuple(captions[start : start + CHUNK])
-            seeds = tuple(range(seed + start, seed + start + len(part)))
-            denoised = _exhaust(self._denoise(self._plan(part, seeds, options or SampleOptions())))
+        for plan in _chunks(whole):
+            denoised = _exhaust(self._denoise(plan))
             pictures.append(self._decode(denoised.latents))
             for cluster, share in denoised.shares.items():
-                shares[cluster] += share * len(part) / len(captions)
+                shares[cluster] += share * len(plan.seeds) / len(captions)
         return Drawn(torch.cat(pictures), {k: share for k, share in shares.items() if share})
 
     def route(self, plan: SamplePlan) -> Route:
         """Who would draw `plan`, judged by the captions alone."""
+        clusters, options = self._prior.clusters, plan.options
         table = self._prior.probabilities(plan.captions)
-        uniforms = torch.tensor([seed_uniform(seed) for seed in plan.seeds])
-        options = plan.options
-        mixture = mix(
-            table,
-            self._prior.clusters,
-            self.clusters,
-            options.strategy,
-            uniforms.double(),
-            options.focus,
-        )
-        return Route(mixture.shares(), mixture.dropped)
+        uniforms = torch.tensor([seed_uniform(seed) for seed in plan.seeds]).double()
+        whole = mix(table, clusters, self.clusters, options.choice, uniforms)
+        shares = whole.shares()
+        asked = self._noise_experts & shares.keys()
+        if not asked:
+            return Route(shares, whole.dropped)
+        if self._noise_experts.issuperset(self.clusters):
+            return Route(shares, whole.dropped, unaided=tuple(sorted(asked)))
+        routes = StaticRoutes(clusters, table)
+        starters = starting_shares(plan, routes, self.clusters, self._noise_experts)
+        return Route(shares, whole.dropped, starters)
 
     def answer(self, query: ExpertQuery) -> Tensor:
         """Velocities [b, C, H, W] of the local expert that `query` names, guidance applied."""
@@ -195,14 +216,31 @@ class Ensemble:
         return SamplePlan(captions, seeds, self._codec.latent, options)
 
     def routes(self, plan: SamplePlan) -> Routes:
-        """What the sampler asks for probabilities: p(k | caption), and x_t if there is a router."""
+        """What the sampler asks for probabilities: p(k | caption), and x_t if there is a router.
+
+        Raises:
+            ConfigError: if the router asked for is not at hand.
+        """
         table = self._prior.probabilities(plan.captions)
-        if self._router is None or plan.options.strategy is Strategy.STICKY:
+        router = self._router(plan.options)
+        if router is None or plan.options.strategy in (Strategy.STICKY, Strategy.RANDOM):
             return StaticRoutes(self._prior.clusters, table)
-        return RouterRoutes.join(self._router, self._prior.clusters, table)
+        return RouterRoutes.join(router, self._prior.clusters, table)
+
+    def _router(self, options: SampleOptions) -> Router | None:
+        """The router asked for, or the best there is; None to go by the caption."""
+        name = options.router
+        if name is None:
+            return self._routers.get(RouterName.GAUSS)
+        if name is RouterName.CAPTION:
+            return None
+        if name not in self._routers:
+            known = [RouterName.CAPTION, *self._routers]
+            raise ConfigError(f"no {name} router of this run is here; there is {', '.join(known)}")
+        return self._routers[name]
 
     def _denoise(self, plan: SamplePlan) -> Generator[Step, None, Denoised]:
-        dialogue = denoise(plan, self.routes(plan), self.clusters)
+        dialogue = denoise(plan, self.routes(plan), self.clusters, self._noise_experts)
         steps = plan.options.steps
         try:
             queries = next(dialogue)
@@ -258,6 +296,27 @@ def answer_query(expert: VelocityNet, encoder: TextEncoder, query: ExpertQuery) 
     both = expert.velocity(torch.cat([query.x_t, query.x_t]), t, text.states, text.mask)
     conditional, unconditional = both.chunk(2)
     return unconditional + query.guidance * (conditional - unconditional)
+
+
+def _chunks(plan: SamplePlan) -> Iterator[SamplePlan]:
+    """The plan in parts that are denoised together; their size depends on nothing but the run."""
+    size = max(1, min(CHUNK, CHUNK_NUMBERS // math.prod(plan.shape)))
+    for start in range(0, len(plan.seeds), size):
+        part = slice(start, start + size)
+        yield replace(plan, captions=plan.captions[part], seeds=plan.seeds[part])
+
+
+def _counted(
+    drawing: Generator[Step, None, Denoised], before: int, total: int
+) -> Generator[Step, None, Denoised]:
+    """The same, its steps counted on from `before`, of `total`."""
+    try:
+        while True:
+            yield Step(before + next(drawing).step, total)
+    except StopIteration as end:
+        return cast("Denoised", end.value)
+    finally:
+        drawing.close()
 
 
 def _exhaust(drawing: Generator[Step, None, Denoised]) -> Denoised:

@@ -34,8 +34,42 @@ class Strategy(StrEnum):
     """The likeliest expert of every step."""
     TOP2 = "top2"
     """The two likeliest experts of every step, renormalised: what the Paris paper found best."""
+    TOPK = "topk"
+    """The `top_k` likeliest experts of every step, renormalised."""
+    THRESHOLD = "threshold"
+    """Every expert whose probability is at least `threshold`, and the likeliest in any case."""
     ALL = "all"
     """Every expert, weighted by its probability."""
+    RANDOM = "random"
+    """A fresh draw of one expert at every step: the papers' worst case, for comparison only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A strategy and its parameter.
+
+    Attributes:
+        strategy: how experts are chosen.
+        focus: in 0..1; `sticky` leaves out experts below this part of the best one's probability.
+        top_k: how many `topk` keeps, at least 1.
+        threshold: the least probability that `threshold` keeps, in 0..1.
+
+    Raises:
+        ValueError: for a parameter out of range.
+    """
+
+    strategy: Strategy
+    focus: float = 0.0
+    top_k: int = 2
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.focus <= 1:
+            raise ValueError(f"focus must be 0 to 1, got {self.focus}")
+        if self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be 0 to 1, got {self.threshold}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +99,17 @@ def mix(
     probabilities: Tensor,
     clusters: Sequence[int],
     reachable: Collection[int],
-    strategy: Strategy,
+    choice: Choice,
     uniforms: Tensor,
-    focus: float = 0.0,
 ) -> Mixture:
-    """Weights of the reachable experts under `strategy`.
+    """Weights of the reachable experts.
 
     Args:
         probabilities: [B, E], >= 0; column e belongs to `clusters[e]`; rows need not sum to 1.
         clusters: distinct cluster numbers, E of them.
         reachable: clusters whose expert answers now; others are dropped and renormalised away.
-        strategy: how to choose among the reachable.
-        uniforms: [B] in [0, 1), the one random number of each picture; only `sticky` uses it.
-        focus: in 0..1; `sticky` leaves out experts below this part of the best one's probability.
+        choice: how to choose among the reachable.
+        uniforms: [B] in [0, 1), one random number per picture; `sticky` and `random` use it.
 
     Raises:
         NoExpertError: if no cluster of the table is reachable.
@@ -93,23 +125,24 @@ def mix(
         for cluster, share, here in zip(clusters, lost.tolist(), is_reachable, strict=True)
         if not here
     }
-    weights = choose(_renormalised(table, is_reachable), strategy, uniforms, focus)
+    weights = choose(_renormalised(table, is_reachable), choice, uniforms)
     return Mixture(tuple(clusters), weights, dropped)
 
 
-def choose(
-    probabilities: Tensor, strategy: Strategy, uniforms: Tensor, focus: float = 0.0
-) -> Tensor:
+def choose(probabilities: Tensor, choice: Choice, uniforms: Tensor) -> Tensor:
     """Turn probabilities [B, E] (rows sum to 1) into weights [B, E] (rows sum to 1)."""
-    match strategy:
+    width = probabilities.shape[1]
+    match choice.strategy:
         case Strategy.STICKY:
-            return one_hot(draw(probabilities, uniforms, focus), probabilities.shape[1])
-        case Strategy.TOP1:
-            return one_hot(probabilities.argmax(dim=1), probabilities.shape[1])
-        case Strategy.TOP2:
-            return _keep_largest(probabilities, 2)
-        case Strategy.ALL:
-            return _keep_largest(probabilities, probabilities.shape[1])
+            return one_hot(draw(probabilities, uniforms, choice.focus), width)
+        case Strategy.RANDOM:
+            return one_hot(draw(probabilities, uniforms), width)
+        case Strategy.THRESHOLD:
+            least = probabilities.amax(dim=1, keepdim=True).clamp_max(choice.threshold)
+            return _without_tiny(torch.where(probabilities >= least, probabilities, 0.0))
+        case Strategy.TOP1 | Strategy.TOP2 | Strategy.TOPK | Strategy.ALL:
+            counts = {Strategy.TOP1: 1, Strategy.TOP2: 2, Strategy.TOPK: choice.top_k}
+            return _keep_largest(probabilities, counts.get(choice.strategy, width))
 
 
 def draw(probabilities: Tensor, uniforms: Tensor, focus: float = 0.0) -> Tensor:
@@ -168,9 +201,13 @@ def _renormalised(table: Tensor, is_reachable: Tensor) -> Tensor:
 
 def _keep_largest(probabilities: Tensor, count: int) -> Tensor:
     """Zero all but the `count` largest of each row and those below `MIN_WEIGHT`; renormalise."""
-    count = min(count, probabilities.shape[1])
-    largest = probabilities.topk(count, dim=1)
+    largest = probabilities.topk(min(count, probabilities.shape[1]), dim=1)
     kept = torch.zeros_like(probabilities).scatter(1, largest.indices, largest.values)
+    return _without_tiny(kept)
+
+
+def _without_tiny(kept: Tensor) -> Tensor:
+    """Renormalise the rows; weights below `MIN_WEIGHT` become zero."""
     kept = kept / kept.sum(dim=1, keepdim=True)
     kept = torch.where(kept < MIN_WEIGHT, 0.0, kept)
     return kept / kept.sum(dim=1, keepdim=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.config import LatentShape
 from training.errors import ConfigError
-from training.mixture import Strategy
+from training.mixture import Choice, Strategy
 
 MAX_PICTURES: Final = 4096
 MAX_STEPS: Final = 1000
@@ -31,6 +31,22 @@ class Sampler(StrEnum):
     """First order: one evaluation per step."""
     AB2 = "ab2"
     """Two-step Adams-Bashforth, second order at the same cost: 10 steps beat 20 of Euler."""
+    HEUN = "heun"
+    """Second order without a memory: N evaluations make N/2 steps.  No velocity is asked at t = 0:
+    the last step is the midpoint rule, or for an odd N one of Euler's."""
+
+
+class RouterName(StrEnum):
+    """What tells which experts fit."""
+
+    CAPTION = "caption"
+    """p(k | caption), the same at every step."""
+    GAUSS = "gauss"
+    """p(k | x_t, caption) in closed form from the clusters' summaries."""
+    LEARNED = "learned"
+    """A net trained on the noisy latents of all clusters."""
+    SYNTHETIC = "synthetic"
+    """A net trained on what the experts draw, so nobody needs all the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,9 @@ class SampleOptions:
             unconditional one.
         focus: `sticky` leaves out experts that saw less than this part of what the best one saw of
             the caption; 0 draws exactly from p(k | caption), 1 always takes the best.
+        top_k: how many experts `topk` asks.
+        threshold: the least probability of an expert that `threshold` asks.
+        router: what tells which experts fit; None takes the best there is.
 
     Raises:
         ConfigError: for a value out of range.
@@ -55,14 +74,24 @@ class SampleOptions:
     steps: int = 10
     guidance: float = 4.0
     focus: float = DEFAULT_FOCUS
+    top_k: int = 2
+    threshold: float = 0.1
+    router: RouterName | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.focus <= 1:
-            raise ConfigError(f"focus must be 0 to 1, got {self.focus}")
+        try:
+            Choice(self.strategy, self.focus, self.top_k, self.threshold)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         if not 1 <= self.steps <= MAX_STEPS:
             raise ConfigError(f"steps must be 1 to {MAX_STEPS}, got {self.steps}")
         if not 0 <= self.guidance <= MAX_GUIDANCE:
             raise ConfigError(f"guidance must be 0 to {MAX_GUIDANCE:g}, got {self.guidance}")
+
+    @property
+    def choice(self) -> Choice:
+        """The strategy with its parameter."""
+        return Choice(self.strategy, self.focus, self.top_k, self.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +181,21 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Who will draw.
+    """Who will draw, judged by the captions alone.
 
     Attributes:
-        experts: cluster -> share of the work at the first step, largest first.
+        experts: cluster -> share of the work, largest first.
         missing: cluster -> share that fell on an expert that is not here.
+        starters: cluster -> share of the work near pure noise, where other experts stand in for
+            those that predict noise; empty if it is as in `experts`.
+        unaided: clusters whose expert predicts noise and yet draws near pure noise too, for want of
+            another: expect worse pictures.
     """
 
     experts: Mapping[int, float]
     missing: Mapping[int, float]
+    starters: Mapping[int, float] = field(default_factory=dict)
+    unaided: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +208,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """The end: pictures, and who drew them.
+    """Some of the pictures, finished, and who drew them; the last ones end the drawing.
 
     Attributes:
         pngs: PNG bytes, one per picture.
         shares: cluster -> share of the work done; sums to 1.
+        first: which of the request's pictures the first of these is, from 0.
     """
 
     pngs: tuple[bytes, ...]
     shares: Mapping[int, float]
+    first: int = 0
 
 
 SampleEvent = Route | Step | Images

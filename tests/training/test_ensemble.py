@@ -24,6 +24,7 @@ from training.plan import (
     ExpertQuery,
     Images,
     Route,
+    RouterName,
     SampleEvent,
     SampleOptions,
     Sampler,
@@ -56,8 +57,9 @@ class GreyCodec:
 class OneShade:
     """The exact velocity of a cluster that has one grey picture; counts its batches."""
 
-    def __init__(self, shade: float) -> None:
+    def __init__(self, shade: float, objective: str = "fm") -> None:
         self.shade = shade
+        self.objective = objective
         self.batches: list[int] = []
 
     def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def an_ensemble(clusters: Iterable[int] = (0, 1), *, has_router: bool = False) -
         encoder,
         CaptionPrior(COUNTS, encoder),
         {k: OneShade(SHADE[k]) for k in clusters},
-        GaussRouter(summaries) if has_router else None,
+        {RouterName.GAUSS: GaussRouter(summaries)} if has_router else None,
     )
 
 
@@ -168,6 +170,8 @@ def test_closing_the_stream_stops_asking() -> None:
 
 class TextEcho:
     """Answers with the number of tokens of its caption: tells conditional rows from empty ones."""
+
+    objective = "fm"
 
     def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         del t, states

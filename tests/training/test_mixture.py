@@ -4,7 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.mixture import MIN_WEIGHT, NoExpertError, Strategy, choose, combine, draw, mix
+from training.mixture import (
+    MIN_WEIGHT,
+    Choice,
+    NoExpertError,
+    Strategy,
+    choose,
+    combine,
+    draw,
+    mix,
+)
 
 TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]], dtype=torch.float64)
 CLUSTERS = (0, 3, 5)
@@ -26,7 +35,7 @@ def test_weights_sum_to_one_over_the_reachable_only(
     clusters = range(table.shape[1])
     reachable = data.draw(st.sets(st.sampled_from(clusters), min_size=1))
     uniforms = torch.full((len(rows),), uniform, dtype=torch.float64)
-    weights = mix(table, clusters, reachable, strategy, uniforms).weights
+    weights = mix(table, clusters, reachable, Choice(strategy), uniforms).weights
     assert torch.allclose(weights.sum(dim=1), torch.ones(len(rows), dtype=torch.float64))
     assert all(float(weights[:, k].sum()) == 0 for k in clusters if k not in reachable)
     assert bool(((weights == 0) | (weights >= MIN_WEIGHT)).all())
@@ -37,7 +46,7 @@ def test_a_row_of_next_to_nothing_goes_to_the_reachable(tiny: float) -> None:
     table = torch.tensor([[tiny, 0.0]], dtype=torch.float64)
     uniforms = torch.zeros(1, dtype=torch.float64)
     for strategy in Strategy:
-        weights = mix(table, range(2), {0}, strategy, uniforms).weights
+        weights = mix(table, range(2), {0}, Choice(strategy), uniforms).weights
         assert weights.tolist() == [[1.0, 0.0]]
 
 
@@ -60,18 +69,63 @@ def test_posterior_weighted_experts_are_the_velocity_of_all_the_data() -> None:
     whole, _ = posterior_velocity(points.flatten(0, 1))
     velocities = torch.stack([velocity for velocity, _ in each])
     assert float((combine(weights, velocities) - whole).abs().max()) < 1e-10
-    kept = mix(table, (0, 1, 2), (0, 1, 2), Strategy.ALL, ones).weights
+    kept = mix(table, (0, 1, 2), (0, 1, 2), Choice(Strategy.ALL), ones).weights
     assert torch.allclose(kept, weights, atol=2 * MIN_WEIGHT)
 
 
 def test_each_strategy_keeps_what_its_name_says() -> None:
-    def weights(strategy: Strategy) -> list[float]:
-        return [round(w, 6) for w in choose(TABLE[:1], strategy, HALF[:1])[0].tolist()]
+    def weights(choice: Choice) -> list[float]:
+        return [round(w, 6) for w in choose(TABLE[:1], choice, HALF[:1])[0].tolist()]
 
-    assert weights(Strategy.TOP1) == [1, 0, 0]
-    assert weights(Strategy.TOP2) == [0.666667, 0.333333, 0]
-    assert weights(Strategy.ALL) == [0.6, 0.3, 0.1]
-    assert weights(Strategy.STICKY) == [1, 0, 0]
+    assert weights(Choice(Strategy.TOP1)) == [1, 0, 0]
+    assert weights(Choice(Strategy.TOP2)) == [0.666667, 0.333333, 0]
+    assert weights(Choice(Strategy.ALL)) == [0.6, 0.3, 0.1]
+    assert weights(Choice(Strategy.STICKY)) == [1, 0, 0]
+    assert weights(Choice(Strategy.RANDOM)) == [1, 0, 0]
+    assert weights(Choice(Strategy.TOPK, top_k=1)) == [1, 0, 0]
+    assert weights(Choice(Strategy.TOPK, top_k=2)) == [0.666667, 0.333333, 0]
+    assert weights(Choice(Strategy.TOPK, top_k=7)) == [0.6, 0.3, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (0.0, [0.6, 0.3, 0.1]),
+        (0.1, [0.6, 0.3, 0.1]),
+        (0.11, [2 / 3, 1 / 3, 0]),
+        (0.3, [2 / 3, 1 / 3, 0]),
+        (0.31, [1, 0, 0]),
+        (0.6, [1, 0, 0]),
+        (0.61, [1, 0, 0]),
+        (1.0, [1, 0, 0]),
+    ],
+)
+def test_threshold_keeps_what_reaches_it_and_always_the_likeliest(
+    threshold: float, expected: list[float]
+) -> None:
+    weights = choose(TABLE[:1], Choice(Strategy.THRESHOLD, threshold=threshold), HALF[:1])
+    assert weights[0].tolist() == pytest.approx(expected)
+
+
+def test_threshold_looks_at_probabilities_renormalised_over_the_reachable() -> None:
+    mixture = mix(TABLE[:1], CLUSTERS, {3, 5}, Choice(Strategy.THRESHOLD, threshold=0.2), HALF[:1])
+    assert mixture.weights[0].tolist() == pytest.approx([0, 0.75, 0.25])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"focus": -0.1},
+        {"focus": 1.1},
+        {"top_k": 0},
+        {"threshold": -0.1},
+        {"threshold": 1.1},
+        {"threshold": float("nan")},
+    ],
+)
+def test_parameters_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Choice(Strategy.STICKY, **wrong)  # type: ignore[arg-type]
 
 
 def test_sticky_draws_clusters_in_their_shares() -> None:
@@ -88,7 +142,7 @@ def test_focus_leaves_out_experts_far_below_the_best(focus: float, kept: int) ->
 
 def test_focus_looks_at_the_best_expert_that_is_reachable() -> None:
     table = torch.tensor([[0.9, 0.08, 0.02]], dtype=torch.float64)
-    mixture = mix(table, CLUSTERS, {3, 5}, Strategy.STICKY, HALF[:1], 0.4)
+    mixture = mix(table, CLUSTERS, {3, 5}, Choice(Strategy.STICKY, focus=0.4), HALF[:1])
     assert mixture.weights.tolist() == [[0, 1, 0]]
 
 
@@ -101,13 +155,13 @@ def test_draw_never_picks_an_impossible_column(uniform: float) -> None:
 
 def test_weights_below_the_least_are_skipped_and_just_above_kept() -> None:
     table = torch.tensor([[1.0, 0.9 * MIN_WEIGHT], [1.0, 1.1 * MIN_WEIGHT]], dtype=torch.float64)
-    weights = mix(table, (0, 1), (0, 1), Strategy.ALL, HALF).weights
+    weights = mix(table, (0, 1), (0, 1), Choice(Strategy.ALL), HALF).weights
     assert float(weights[0, 1]) == 0
     assert float(weights[1, 1]) > 0
 
 
 def test_missing_expert_is_reported_with_its_share_and_renormalised_away() -> None:
-    mixture = mix(TABLE, CLUSTERS, {0, 5}, Strategy.ALL, HALF)
+    mixture = mix(TABLE, CLUSTERS, {0, 5}, Choice(Strategy.ALL), HALF)
     assert mixture.dropped == pytest.approx({3: 0.25})
     assert mixture.weights[0].tolist() == pytest.approx([6 / 7, 0, 1 / 7])
     assert list(mixture.shares()) == [0, 5]
@@ -116,14 +170,14 @@ def test_missing_expert_is_reported_with_its_share_and_renormalised_away() -> No
 
 def test_picture_of_missing_experts_only_is_drawn_by_the_others() -> None:
     table = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
-    mixture = mix(table, CLUSTERS, {3, 5}, Strategy.ALL, HALF[:1])
+    mixture = mix(table, CLUSTERS, {3, 5}, Choice(Strategy.ALL), HALF[:1])
     assert mixture.weights[0].tolist() == [0, 0.5, 0.5]
     assert mixture.dropped == {0: 1.0}
 
 
 def test_no_reachable_expert_is_an_error_that_names_the_clusters() -> None:
     with pytest.raises(NoExpertError, match=r"\[0, 3, 5\]"):
-        mix(TABLE, CLUSTERS, {4}, Strategy.STICKY, HALF)
+        mix(TABLE, CLUSTERS, {4}, Choice(Strategy.STICKY), HALF)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -0.1])
@@ -131,10 +185,10 @@ def test_probabilities_that_are_none_are_refused(bad: float) -> None:
     table = TABLE.clone()
     table[0, 0] = bad
     with pytest.raises(ValueError, match="finite"):
-        mix(table, CLUSTERS, CLUSTERS, Strategy.ALL, HALF)
+        mix(table, CLUSTERS, CLUSTERS, Choice(Strategy.ALL), HALF)
 
 
 @pytest.mark.parametrize("clusters", [(0, 3), (0, 0, 1)])
 def test_columns_must_be_distinct_clusters(clusters: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="distinct clusters"):
-        mix(TABLE, clusters, clusters, Strategy.ALL, HALF)
+        mix(TABLE, clusters, clusters, Choice(Strategy.ALL), HALF)

@@ -19,7 +19,14 @@ from training.plan import (
     Sampler,
 )
 from training.router import FREEZE_BELOW_T
-from training.sampler import StaticRoutes, denoise, initial_noise, seed_uniform
+from training.sampler import (
+    HANDOVER_T,
+    StaticRoutes,
+    denoise,
+    fresh_uniform,
+    initial_noise,
+    seed_uniform,
+)
 
 SHAPE = (2, 3, 3)
 Answer = Callable[[ExpertQuery], Tensor | None]
@@ -36,9 +43,13 @@ def routes_of(*rows: Sequence[float]) -> StaticRoutes:
 
 
 def drive(
-    plan: SamplePlan, routes: object, answer: Answer, reachable: Sequence[int] = (0, 1, 2)
+    plan: SamplePlan,
+    routes: object,
+    answer: Answer,
+    reachable: Sequence[int] = (0, 1, 2),
+    noise_experts: Sequence[int] = (),
 ) -> tuple[Denoised, list[tuple[ExpertQuery, ...]]]:
-    dialogue = denoise(plan, routes, reachable)  # type: ignore[arg-type]
+    dialogue = denoise(plan, routes, reachable, noise_experts)  # type: ignore[arg-type]
     asked = []
     try:
         queries = next(dialogue)
@@ -59,7 +70,9 @@ def decay(query: ExpertQuery) -> Tensor:
     return 3 * query.x_t * query.t**2
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(Sampler.EULER, 1), (Sampler.AB2, 2)])
+@pytest.mark.parametrize(
+    ("sampler", "order"), [(Sampler.EULER, 1), (Sampler.AB2, 2), (Sampler.HEUN, 2)]
+)
 def test_sampler_converges_with_its_order(sampler: Sampler, order: int) -> None:
     exact = initial_noise(range(4), SHAPE) * math.exp(-1)
     errors = []
@@ -72,11 +85,33 @@ def test_sampler_converges_with_its_order(sampler: Sampler, order: int) -> None:
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_straight_paths_are_integrated_exactly_in_any_number_of_steps(sampler: Sampler) -> None:
-    for steps in (1, 7):
+    for steps in (1, 2, 6, 7):
         plan = a_plan(sampler=sampler, steps=steps)
         found, asked = drive(plan, routes_of(*[[1.0]] * 4), toward(0.25), (0,))
         assert torch.allclose(found.latents, torch.full_like(found.latents, 0.25), atol=1e-5)
-        assert [queries[0].t for queries in asked] == [1 - i / steps for i in range(steps)]
+        assert [queries[0].step for queries in asked] == list(range(steps))
+
+
+def times_of(sampler: Sampler, steps: int) -> list[float]:
+    _, asked = drive(
+        a_plan(sampler=sampler, steps=steps), routes_of(*[[1.0]] * 4), toward(0.0), (0,)
+    )
+    return [queries[0].t for queries in asked]
+
+
+@pytest.mark.parametrize("sampler", [Sampler.EULER, Sampler.AB2])
+def test_one_evaluation_a_step_leaves_none_wasted(sampler: Sampler) -> None:
+    assert times_of(sampler, 4) == [1, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(1, [1]), (2, [1, 0.5]), (4, [1, 0.5, 0.5, 0.25]), (5, [1, 2 / 3, 2 / 3, 1 / 3, 1 / 3])],
+)
+def test_heun_spends_the_evaluations_it_is_given_and_none_at_zero(
+    steps: int, expected: list[float]
+) -> None:
+    assert times_of(Sampler.HEUN, steps) == pytest.approx(expected)
 
 
 def test_queries_are_grouped_by_expert_and_carry_their_pictures() -> None:
@@ -175,6 +210,18 @@ def test_handed_over_picture_forgets_the_slope_of_its_dead_expert() -> None:
     assert torch.allclose(found.latents, expected)
 
 
+def test_heun_does_not_average_slopes_of_two_experts() -> None:
+    def answer(query: ExpertQuery) -> Tensor | None:
+        if query.cluster == 0:
+            return torch.full_like(query.x_t, 2.0) if query.t == 1 else None
+        return torch.zeros_like(query.x_t)
+
+    options = SampleOptions(steps=4, sampler=Sampler.HEUN)
+    plan = SamplePlan(("a",), (0,), SHAPE, options)
+    found, _ = drive(plan, routes_of([0.9, 0.1]), answer, (0, 1))
+    assert torch.allclose(found.latents, initial_noise((0,), SHAPE) - 2.0 / 2)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -205,6 +252,115 @@ def test_answers_must_match_the_queries() -> None:
     next(dialogue)
     with pytest.raises(ValueError, match="argument"):
         dialogue.send([])
+
+
+# --- experts that predict noise ------------------------------------------------------------------
+
+
+def hand_over(
+    options: SampleOptions, *rows: Sequence[float], noise: Sequence[int]
+) -> tuple[Denoised, list[tuple[ExpertQuery, ...]]]:
+    captions, seeds = tuple(f"caption {i}" for i in range(len(rows))), tuple(range(len(rows)))
+    plan = SamplePlan(captions, seeds, SHAPE, options)
+    return drive(plan, routes_of(*rows), by_cluster, range(len(rows[0])), noise)
+
+
+def askers(asked: list[tuple[ExpertQuery, ...]], row: int) -> list[set[int]]:
+    """Who is asked about a picture at each evaluation."""
+    return [{query.cluster for query in step if row in query.rows.tolist()} for step in asked]
+
+
+def test_sticky_picture_of_a_noise_expert_starts_with_another_and_comes_home() -> None:
+    _, asked = hand_over(
+        SampleOptions(Strategy.STICKY, focus=0, steps=10), [1, 0.3, 0.3], [0, 1, 0], noise=[0]
+    )
+    starters, home = askers(asked, 0)[:2], askers(asked, 0)[2:]
+    assert [queries[0].t > HANDOVER_T for queries in asked[:3]] == [True, True, False]
+    assert starters[0] == starters[1]
+    assert starters[0] <= {1, 2}
+    assert home == [{0}] * 8
+    assert askers(asked, 1) == [{1}] * 10
+
+
+def test_stand_ins_are_drawn_in_the_shares_of_the_experts_that_may_start() -> None:
+    rows = [[0.6, 0.3, 0.1]] * 400
+    _, asked = hand_over(SampleOptions(Strategy.STICKY, focus=0, steps=1), *rows, noise=[0])
+    started = {query.cluster: len(query.rows) / 400 for query in asked[0]}
+    # those drawn for 1 and 2 stay with them; the 240 of 0 are parted 3 : 1
+    assert started == pytest.approx({1: 0.3 + 0.45, 2: 0.1 + 0.15}, abs=0.03)
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_noise_experts_are_not_asked_near_noise_but_are_after(strategy: Strategy) -> None:
+    rows = [[0.45, 0.05, 0.5]] * 40
+    found, asked = hand_over(SampleOptions(strategy, steps=10), *rows, noise=[0, 2])
+    near = [{query.cluster for query in queries} for queries in asked if queries[0].t > HANDOVER_T]
+    later = [{query.cluster for query in queries} for queries in asked if queries[0].t < HANDOVER_T]
+    assert near == [{1}] * 2
+    assert all({0, 2} & clusters for clusters in later)
+    assert sum(found.shares.values()) == pytest.approx(1)
+
+
+def test_noise_experts_draw_alone_when_there_is_no_other() -> None:
+    _, asked = hand_over(
+        SampleOptions(Strategy.STICKY, focus=0, steps=10), [0.9, 0.1], noise=[0, 1]
+    )
+    assert askers(asked, 0) == [{0}] * 10
+
+
+def test_dead_starter_leaves_its_pictures_to_the_other_starters() -> None:
+    def answer(query: ExpertQuery) -> Tensor | None:
+        return None if query.cluster == 1 else by_cluster(query)
+
+    plan = a_plan(1, focus=0, steps=10)
+    found, asked = drive(plan, routes_of([0.9, 0.09, 0.01]), answer, noise_experts=[0])
+    clusters = [[query.cluster for query in queries] for queries in asked]
+    assert clusters[:3] == [[1], [2], [2]]
+    assert clusters[-1] == [0]
+    assert found.lost == (1,)
+
+
+def test_picture_that_comes_home_forgets_its_starters_slope() -> None:
+    def answer(query: ExpertQuery) -> Tensor:
+        return torch.full_like(query.x_t, 1e6 if query.cluster else 0.0)
+
+    plan = a_plan(1, steps=10)
+    found, _ = drive(plan, routes_of([1.0, 0.0]), answer, (0, 1), [0])
+    assert torch.allclose(found.latents, initial_noise((0,), SHAPE) - 2e5)
+
+
+def test_random_asks_a_fresh_expert_at_every_step_in_their_shares() -> None:
+    rows = [[0.7, 0.2, 0.1]] * 50
+    first, asked = hand_over(SampleOptions(Strategy.RANDOM, steps=20), *rows, noise=[])
+    again, _ = hand_over(SampleOptions(Strategy.RANDOM, steps=20), *rows, noise=[])
+    assert torch.equal(first.latents, again.latents)
+    assert len(set(map(frozenset, askers(asked, 0)))) > 1
+    assert first.shares == pytest.approx({0: 0.7, 1: 0.2, 2: 0.1}, abs=0.05)
+
+
+def test_ab2_forgets_the_slope_of_another_expert_at_every_fresh_draw() -> None:
+    """With velocities that are constants of the expert, only a mixed-up past leaves the mean."""
+
+    def answer(query: ExpertQuery) -> Tensor:
+        return torch.full_like(query.x_t, float(query.cluster))
+
+    rows = [[0.5, 0.5]] * 8
+    plan = a_plan(8, strategy=Strategy.RANDOM, steps=10)
+    found, asked = drive(plan, routes_of(*rows), answer, (0, 1))
+    counts = [sum(clusters == {1} for clusters in askers(asked, row)) for row in range(8)]
+    moved = (initial_noise(plan.seeds, SHAPE) - found.latents)[:, 0, 0, 0]
+    assert moved.tolist() == pytest.approx([count / 10 for count in counts], abs=1e-5)
+
+
+def test_fresh_uniforms_are_spread_and_independent_of_the_pictures_own() -> None:
+    own = torch.tensor([seed_uniform(seed) for seed in range(4000)])
+    for stream in (0, 1, 2):
+        fresh = torch.tensor([fresh_uniform(seed, stream) for seed in range(4000)])
+        assert 0 <= float(fresh.min()) < 0.01
+        assert 0.99 < float(fresh.max()) < 1
+        table = torch.histogramdd(torch.stack([own, fresh], 1).double(), bins=[4, 4]).hist
+        assert float((table - 250).abs().max()) < 5 * 250**0.5
+    assert 0 <= fresh_uniform(MAX_SEED, MAX_STEPS + 1) < 1
 
 
 class CountingRoutes:
@@ -243,6 +399,8 @@ def test_sticky_asks_the_router_once() -> None:
         {"guidance": -0.1},
         {"focus": -0.1},
         {"focus": 1.1},
+        {"top_k": 0},
+        {"threshold": 1.1},
         {"guidance": MAX_GUIDANCE + 0.1},
         {"guidance": math.nan},
     ],
