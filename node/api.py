@@ -61,11 +61,15 @@ class NodeApi(Protocol):
         ...
 
     def generate(self, request: Mapping[str, object]) -> AsyncIterator[Json]:
-        """Draw. `request`: {prompt, n, seed, strategy, sampler, steps, guidance, where, peer}.
+        """Draw.
 
-        Events {event: "route", experts}, {event: "progress", step, steps}, {event: "image", index,
-        png_base64, receipt}, {event: "done", seed, strategy, sampler, where, experts: [{cluster,
-        cid, peer, weight}], seconds}.
+        `request`: {prompt, n, seed, strategy, top_k, threshold, router, sampler, steps, guidance,
+        where, peer}.
+
+        Events {event: "route", experts, missing: [cluster], dropped: {cluster: share}, starters:
+        {cluster: share}, unaided: [cluster]} (see `training.plan.Route`),
+        {event: "progress", step, steps}, {event: "image", index, png_base64, receipt}, {event:
+        "done", seed, strategy, sampler, where, experts: [{cluster, cid, peer, weight}], seconds}.
         """
         ...
 

@@ -11,6 +11,7 @@ from node.context import NodeContext
 from node.drawing import Drawing, DrawOrder, Materials, image_of, shares_of, to_base64
 from node.errors import NodeError
 from node.orders import GenerateOrder
+from node.workers.link import Message
 from p2p.codec import Verified
 from p2p.errors import P2PError
 from p2p.ids import PeerId, blob_id
@@ -57,9 +58,7 @@ class Artist:
             async for message in news:
                 match message["kind"]:
                     case "route":
-                        rows = self._rows(materials, shares_of(message))
-                        missing = list(materials.missing)
-                        yield {"event": "route", "experts": rows, "missing": missing}
+                        yield self._route(materials, message)
                     case "progress":
                         yield {
                             "event": "progress",
@@ -67,9 +66,21 @@ class Artist:
                             "steps": message["steps"],
                         }
                     case _:
-                        shares = shares_of(message)
+                        for cluster, share in shares_of(message).items():
+                            shares[cluster] = shares.get(cluster, 0.0) + share / order.n
                         yield self._picture(order, message["index"], image_of(message))
         yield self._done(order, "local", self._rows(materials, shares), started)
+
+    def _route(self, materials: Materials, message: Message) -> Json:
+        """Who will draw, what fell on experts that are missing, and who stands in near noise."""
+        return {
+            "event": "route",
+            "experts": self._rows(materials, shares_of(message)),
+            "missing": list(materials.missing),
+            "dropped": _rounded(shares_of(message, "missing")),
+            "starters": _rounded(shares_of(message, "starters")),
+            "unaided": message["unaided"],
+        }
 
     def _rows(self, materials: Materials, shares: dict[int, float]) -> list[Json]:
         return [
@@ -93,7 +104,7 @@ class Artist:
                 "run": self.context.run,
                 "image": blob_id(png),
                 "seed": order.seed + number,
-                "strategy": order.strategy,
+                "strategy": order.routing.label(),
                 "sampler": order.sampler,
                 "steps": order.steps,
                 "guidance": order.guidance,
@@ -105,7 +116,7 @@ class Artist:
         return {
             "event": "done",
             "seed": order.seed,
-            "strategy": order.strategy,
+            "strategy": order.routing.label(),
             "sampler": order.sampler,
             "where": where,
             "experts": experts,
@@ -128,6 +139,11 @@ class Artist:
                 else:
                     yield {"event": "progress", "step": answer.step, "steps": answer.steps}
         yield self._done(order, "peer", experts, started)
+
+
+def _rounded(shares: dict[int, float]) -> Json:
+    """As JSON keeps them: cluster -> share."""
+    return {str(cluster): round(share, 6) for cluster, share in shares.items()}
 
 
 def _peer_rows(receipt: Verified[ImageReceipt]) -> list[Json]:

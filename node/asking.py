@@ -129,7 +129,7 @@ class Asking:
             prompt=order.prompt,
             n=order.n,
             seed=order.seed,
-            strategy=order.strategy,
+            strategy=order.routing.label(),
             sampler=order.sampler,
             steps=order.steps,
             guidance=order.guidance,

@@ -16,6 +16,7 @@ from node.studio import Studio
 from node.workers.link import Message
 from p2p.errors import PeerError, StorageError, TransportError
 from p2p.ids import ClusterId
+from p2p.routing import Routing
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class DrawOrder:
     prompt: str
     n: int
     seed: int
-    strategy: str
+    routing: Routing
     sampler: str
     steps: int
     guidance: float
@@ -115,7 +116,10 @@ class Drawing:
             "prompt": order.prompt,
             "n": order.n,
             "seed": order.seed,
-            "strategy": order.strategy,
+            "strategy": order.routing.strategy,
+            "top_k": order.routing.top_k,
+            "threshold": order.routing.threshold,
+            "router": order.routing.router,
             "sampler": order.sampler,
             "steps": order.steps,
             "guidance": order.guidance,
@@ -127,9 +131,9 @@ class Drawing:
                 yield item
 
 
-def shares_of(message: Message) -> dict[int, float]:
-    """Mean weight of each expert, as a `route` message of the worker tells it."""
-    shares = message["shares"]
+def shares_of(message: Message, field: str = "shares") -> dict[int, float]:
+    """Share of each cluster, as a `route` or `image` message of the worker tells it."""
+    shares = message[field]
     assert isinstance(shares, dict)  # noqa: S101  our own worker's message
     return {int(cluster): float(share) for cluster, share in shares.items()}
 

@@ -7,6 +7,7 @@ from typing import Final, cast
 
 from node.drawing import DrawOrder
 from p2p.ids import PeerId
+from p2p.routing import Routing
 
 _RANDOM_SEED_BITS: Final = 31
 
@@ -24,12 +25,17 @@ class GenerateOrder:
 
 def order_of(request: Mapping[str, object]) -> GenerateOrder:
     """The order that a checked request makes; a seed is drawn if none was said."""
-    seed = request["seed"]
+    seed, router = request["seed"], request["router"]
     draw = DrawOrder(
         prompt=str(request["prompt"]),
         n=cast("int", request["n"]),
         seed=secrets.randbits(_RANDOM_SEED_BITS) if seed is None else cast("int", seed),
-        strategy=str(request["strategy"]),
+        routing=Routing(
+            strategy=str(request["strategy"]),
+            top_k=cast("int", request["top_k"]),
+            threshold=float(cast("float", request["threshold"])),
+            router=None if router is None else str(router),
+        ),
         sampler=str(request["sampler"]),
         steps=cast("int", request["steps"]),
         guidance=float(cast("float", request["guidance"])),

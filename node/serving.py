@@ -32,6 +32,7 @@ from p2p.inference import (
 )
 from p2p.limits import MAX_IMAGE_REPLY_SIZE, MAX_REQUEST_SIZE, REQUEST_TIMEOUT_S
 from p2p.records import ImageReceipt
+from p2p.routing import parse_routing
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Serving:
             prompt=request.prompt,
             n=request.n,
             seed=request.seed,
-            strategy=request.strategy,
+            routing=parse_routing(request.strategy),
             sampler=request.sampler,
             steps=request.steps,
             guidance=request.guidance,

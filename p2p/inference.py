@@ -26,11 +26,10 @@ from p2p.limits import (
 )
 from p2p.msgpack_guard import decode_plain, encode_plain
 from p2p.records import BLOB_KEY, ImageReceipt
+from p2p.routing import SAMPLERS, parse_routing
 from p2p.schema import from_plain, to_plain
 
 PROTOCOL: Final = "/paris/infer/1"
-STRATEGIES: Final = ("sticky", "top1", "top2", "all")
-SAMPLERS: Final = ("ab2", "euler")
 REFUSAL_CODES: Final = (
     "bad_request",  # not a request, or over a limit
     "busy",  # the queue is full
@@ -53,6 +52,7 @@ class InferenceRequest:
     seed: int
     """Picture i takes `seed + i`."""
     strategy: str
+    """A label: see `p2p.routing`."""
     sampler: str
     steps: int
     guidance: float
@@ -73,7 +73,7 @@ class InferenceRequest:
         _check_range("steps", self.steps, 1, MAX_STEPS)
         _check_range("guidance", self.guidance, 0.0, MAX_GUIDANCE)
         _check_range("deadline_s", self.deadline_s, 0.1, MAX_DEADLINE_S, "s")
-        _check_name("strategy", self.strategy, STRATEGIES)
+        parse_routing(self.strategy)
         _check_name("sampler", self.sampler, SAMPLERS)
 
 

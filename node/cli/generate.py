@@ -15,6 +15,8 @@ from node.cli.options import Options, pass_options
 from node.cli.output import duration_text, print_json, short_id
 from node.cli.progress import Progress
 from node.errors import ErrorCode, NodeError
+from p2p.limits import MAX_CLUSTERS
+from p2p.routing import ROUTERS, SAMPLERS, STRATEGIES
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -23,7 +25,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
     cls=VerbCommand,
     examples=(
         'paris-node generate "a red boat at dawn" -o boat.png',
-        'paris-node generate "an ankle boot" -n 4 --seed 7 --explain',
+        'paris-node generate "an ankle boot" -n 4 --seed 7 --strategy top2 --explain',
         'paris-node generate "a bag" --where peer --json',
     ),
 )
@@ -42,19 +44,34 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 @click.option(
     "--strategy",
     "--routing",
-    type=click.Choice(["sticky", "top1", "top2", "all"]),
-    default="sticky",
-    show_default=True,
-    help="Which experts are asked.",
+    type=click.Choice(STRATEGIES),
+    help="Which experts are asked.  [default: sticky]",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(1, MAX_CLUSTERS),
+    metavar="K",
+    help="Ask the K likeliest experts (implies --strategy topk).",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Ask experts at least this likely (implies --strategy threshold).",
+)
+@click.option(
+    "--router",
+    type=click.Choice(ROUTERS),
+    help="What tells which experts fit.  [default: gauss if it is here; sticky: caption]",
 )
 @click.option(
     "--sampler",
-    type=click.Choice(["ab2", "euler"]),
+    type=click.Choice(SAMPLERS),
     default="ab2",
     show_default=True,
     help="How a step is made.",
 )
-@click.option("--steps", type=click.IntRange(1, 100), metavar="N", help="Denoising steps.")
+@click.option("--steps", type=click.IntRange(1, 100), metavar="N", help="Evaluations a picture.")
 @click.option("--guidance", type=click.FloatRange(0, 30), metavar="G", help="Weight of the prompt.")
 @click.option(
     "--where",
@@ -83,6 +100,8 @@ def generate(options: Options, *, output: Path | None, explain: bool, **request:
         receipt = _receipt_path(path)
         is_kept = receipt in album.receipts
         click.echo(f"saved   {path}" + (f"   receipt {receipt}" if is_kept else ""))
+    if explain:
+        click.echo(f"drew    {_experts_text(done, album.me)}   by {done.get('strategy')}")
     if not options.quiet:
         seconds = duration_text(done.get("seconds"))
         click.echo(f"drawn   {done.get('where')}   seed {done.get('seed')}   {seconds}")
@@ -92,6 +111,7 @@ class _Album:
     """The pictures of one request, written as they come.
 
     Attributes:
+        me: this node's id, if it is to be explained who draws.
         saved: pictures on disk, in order.
         receipts: their receipts, for those that have one.
     """
@@ -99,7 +119,7 @@ class _Album:
     def __init__(self, paths: list[Path], *, options: Options, explains_to: object) -> None:
         self._paths = paths
         self._options = options
-        self._me = explains_to
+        self.me = explains_to
         self.saved: list[Path] = []
         self.receipts: list[Path] = []
 
@@ -116,8 +136,9 @@ class _Album:
         with Progress("denoise", unit="steps", options=self._options) as progress:
             for event in events:
                 match event.get("event"):
-                    case "route" if self._me is not None and not self._options.json:
-                        progress.note(_route_text(event, self._me))
+                    case "route" if self.me is not None and not self._options.json:
+                        for line in _route_lines(event, self.me):
+                            progress.note(line)
                     case "progress":
                         progress.update(event.get("step"), event.get("steps"))
                     case "image":
@@ -186,14 +207,34 @@ def _no_picture(what: str) -> NodeError:
     )
 
 
-def _route_text(event: Mapping[str, Any], me: object) -> str:
+def _route_lines(event: Mapping[str, Any], me: object) -> Iterator[str]:
+    """Who will draw, what is missing, and who stands in near pure noise."""
+    dropped = event.get("dropped") or {}
+    missing = [
+        f"expert {cluster} offline" + _lost_share(dropped.get(str(cluster)))
+        for cluster in event.get("missing") or []
+    ]
+    yield f"route   {_experts_text(event, me)}"
+    if missing:
+        yield f"        renormalised: {', '.join(missing)}"
+    if starters := event.get("starters"):
+        named = "  ".join(f"expert {cluster} ({share:.2f})" for cluster, share in starters.items())
+        yield f"        near noise   {named}"
+    for cluster in event.get("unaided") or []:
+        yield f"        expert {cluster} predicts noise and no other can start for it"
+
+
+def _lost_share(share: object) -> str:
+    return f" (-{share:.2f})" if isinstance(share, (int, float)) else ""
+
+
+def _experts_text(event: Mapping[str, Any], me: object) -> str:
     parts = []
     for expert in event.get("experts") or []:
         weight, peer = expert.get("weight"), expert.get("peer")
+        if weight == 0:
+            continue
         share = f"{weight:.2f}" if isinstance(weight, (int, float)) else "?"
         where = "local" if peer in (None, me) else short_id(peer)
         parts.append(f"expert {expert.get('cluster')} ({share}, {where})")
-    missing = event.get("missing")
-    if missing:
-        parts.append(f"renormalised: {', '.join(map(str, missing))} offline")
-    return "route   " + "  ".join(parts)
+    return "  ".join(parts)

@@ -9,13 +9,12 @@ from node.errors import ErrorCode, NodeError
 from p2p import limits
 from p2p.errors import DecodeError
 from p2p.ids import parse_blob_id, parse_peer_id
+from p2p.routing import DEFAULT_THRESHOLD, DEFAULT_TOP_K, ROUTERS, SAMPLERS, STRATEGIES
 
 MAX_SEED: Final = 2**63 - 1
 """torch takes a signed 64-bit seed."""
 MAX_LOCAL_IMAGES: Final = 1024
 """In one request, on this machine; a peer draws `limits.MAX_IMAGES_PER_REQUEST` at most."""
-STRATEGIES: Final = ("sticky", "top1", "top2", "all")
-SAMPLERS: Final = ("ab2", "euler")
 PLACES: Final = ("auto", "local", "peer")
 
 Check = Callable[[object], bool]
@@ -25,10 +24,13 @@ def _is_whole(low: int, high: int) -> Check:
     return lambda value: type(value) is int and low <= value <= high
 
 
-def _is_guidance(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return 0 <= value <= limits.MAX_GUIDANCE  # false for NaN
+def _is_number(low: float, high: float) -> Check:
+    def check(value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return low <= value <= high  # false for NaN
+
+    return check
 
 
 def _is_prompt(value: object) -> bool:
@@ -56,14 +58,21 @@ _GENERATE: Final[Mapping[str, tuple[Check, str, object]]] = {
     "prompt": (_is_prompt, f"1 to {limits.MAX_PROMPT_BYTES} bytes of text", None),
     "n": (_is_whole(1, MAX_LOCAL_IMAGES), f"a whole number from 1 to {MAX_LOCAL_IMAGES}", 1),
     "seed": (_is_whole(0, MAX_SEED), f"a whole number from 0 to {MAX_SEED}", None),
-    "strategy": (_is_one_of(STRATEGIES), f"one of {', '.join(STRATEGIES)}", "sticky"),
+    "strategy": (_is_one_of(STRATEGIES), f"one of {', '.join(STRATEGIES)}", None),
+    "top_k": (_is_whole(1, limits.MAX_CLUSTERS), f"1 to {limits.MAX_CLUSTERS}", None),
+    "threshold": (_is_number(0, 1), "a number from 0 to 1", None),
+    "router": (_is_one_of(ROUTERS), f"one of {', '.join(ROUTERS)}", None),
     "sampler": (_is_one_of(SAMPLERS), f"one of {', '.join(SAMPLERS)}", "ab2"),
     "steps": (
         _is_whole(1, limits.MAX_STEPS),
         f"a whole number from 1 to {limits.MAX_STEPS}",
         10,  # AB2 at 10 beats Euler at 20
     ),
-    "guidance": (_is_guidance, f"a number from 0 to {limits.MAX_GUIDANCE:g}", 4.0),
+    "guidance": (
+        _is_number(0, limits.MAX_GUIDANCE),
+        f"a number from 0 to {limits.MAX_GUIDANCE:g}",
+        4.0,
+    ),
     "where": (_is_one_of(PLACES), f"one of {', '.join(PLACES)}", "auto"),
     "peer": (_is_peer, "a peer id, '12D3KooW...'", None),
 }
@@ -89,6 +98,7 @@ def parse_generate(body: bytes) -> Json:
         elif not check(value):
             raise _usage(f"Bad {field}: got {_short(value)}, expected {expected}.")
         parsed[field] = value
+    _settle_routing(parsed)
     if parsed["peer"] is not None and parsed["where"] == "local":
         raise _usage("A peer is named, but where is 'local'.", "leave one of the two out")
     if parsed["where"] != "local" and parsed["n"] > limits.MAX_IMAGES_PER_REQUEST:
@@ -97,6 +107,29 @@ def parse_generate(body: bytes) -> Json:
             "draw more on this machine: --where local",
         )
     return parsed
+
+
+def _settle_routing(parsed: dict[str, Any]) -> None:
+    """A number that only one strategy takes implies it; with another strategy it is a mistake."""
+    for field, strategy in (("top_k", "topk"), ("threshold", "threshold")):
+        if parsed[field] is None:
+            continue
+        parsed["strategy"] = parsed["strategy"] or strategy
+        if parsed["strategy"] != strategy:
+            raise _usage(
+                f"{field} goes with the strategy {strategy}, not with {parsed['strategy']}.",
+                f"leave one of the two out, or say strategy {strategy}",
+            )
+    parsed["strategy"] = parsed["strategy"] or "sticky"
+    if parsed["top_k"] is None:
+        parsed["top_k"] = DEFAULT_TOP_K
+    if parsed["threshold"] is None:
+        parsed["threshold"] = DEFAULT_THRESHOLD
+    if parsed["router"] not in (None, "caption") and parsed["strategy"] == "sticky":
+        raise _usage(
+            f"The strategy sticky goes by the caption alone, not by the router {parsed['router']}.",
+            "with a router, say strategy top1, top2, topk, threshold or all",
+        )
 
 
 def parse_cid(text: str) -> str:

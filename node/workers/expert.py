@@ -1,8 +1,9 @@
 """The program that draws: holds router and experts in memory, carries out one order at a time.
 
 Takes {kind: "draw", shared, experts: {cluster: folder}, summaries: {cluster: file}, prompt, n,
-seed, strategy, sampler, steps, guidance, threads, device}; says `route`, `progress` at each step,
-`image` (PNG bytes), then `done`; or `failed`. {kind: "cancel"} ends the order within one step.
+seed, strategy, top_k, threshold, router, sampler, steps, guidance, threads, device}; says `route`,
+`progress` at each step, `image` (PNG bytes), then `done`; or `failed`. {kind: "cancel"} ends the
+order within one step.
 """
 
 import logging
@@ -54,6 +55,7 @@ def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
     from training.plan import (  # noqa: PLC0415
         Images,
         Route,
+        RouterName,
         SampleOptions,
         Sampler,
         SampleRequest,
@@ -65,6 +67,9 @@ def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
         sampler=Sampler(order["sampler"]),
         steps=order["steps"],
         guidance=order["guidance"],
+        top_k=order["top_k"],
+        threshold=order["threshold"],
+        router=None if order["router"] is None else RouterName(order["router"]),
     )
     request = SampleRequest(order["prompt"], order["n"], order["seed"], options)
     for event in easel.ensemble(order).generate(request):
@@ -74,13 +79,15 @@ def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
                     "kind": "route",
                     "shares": {str(k): share for k, share in event.experts.items()},
                     "missing": {str(k): share for k, share in event.missing.items()},
+                    "starters": {str(k): share for k, share in event.starters.items()},
+                    "unaided": list(event.unaided),
                 }
             case Step():
                 yield {"kind": "progress", "step": event.step, "steps": event.steps}
             case Images():
                 shares = {str(k): share for k, share in event.shares.items()}
-                for index, png in enumerate(event.pngs):
-                    yield {"kind": "image", "index": index, "png": png, "shares": shares}
+                for number, png in enumerate(event.pngs, start=event.first):
+                    yield {"kind": "image", "index": number, "png": png, "shares": shares}
 
 
 def carry_out(link: ParentLink, order: Mapping[str, Any], easel: Easel) -> None:

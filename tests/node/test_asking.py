@@ -34,13 +34,14 @@ from p2p.inference import (
 )
 from p2p.limits import MAX_IMAGE_REPLY_SIZE, MAX_REQUEST_SIZE
 from p2p.records import ImageReceipt
+from p2p.routing import Routing
 from tests.node.test_fetching import acquaint
 from tests.support.people import carol, cid
 from tests.support.swarm import MemberNode, World, open_nodes, wall, world
 
 __all__ = ["world"]
 
-ORDER = DrawOrder("a boat", 2, 7, "sticky", "ab2", 5, 4.0)
+ORDER = DrawOrder("a boat", 2, 7, Routing(), "ab2", 5, 4.0)
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 
 

@@ -143,7 +143,10 @@ def test_order_takes_every_field_and_draws_a_seed_if_none_was_said() -> None:
         "prompt": "a boat",
         "n": 2,
         "seed": 7,
-        "strategy": "top2",
+        "strategy": "topk",
+        "top_k": 3,
+        "threshold": 0.1,
+        "router": "gauss",
         "sampler": "euler",
         "steps": 20,
         "guidance": 3,
@@ -154,7 +157,8 @@ def test_order_takes_every_field_and_draws_a_seed_if_none_was_said() -> None:
     assert (order.where, order.peer) == ("peer", bob.peer)
     assert order.draw.prompt == "a boat"
     assert (order.draw.n, order.draw.seed, order.draw.steps) == (2, 7, 20)
-    assert (order.draw.strategy, order.draw.sampler, order.draw.guidance) == ("top2", "euler", 3.0)
+    assert (order.draw.sampler, order.draw.guidance) == ("euler", 3.0)
+    assert order.draw.routing.label() == "top3@gauss"
     seeds = {order_of({**asked, "seed": None}).draw.seed for _ in range(5)}
     assert len(seeds) > 1
     assert all(0 <= seed < 2**31 for seed in seeds)

@@ -33,6 +33,7 @@ class FakeNode:
     Attributes:
         requests: what `generate` was asked, in order.
         cancelled: how many streams ended because their listener left.
+        route: more fields of the route event.
         generate_error: raised before the first event, if set.
         late_error: raised after the first progress event, if set.
         is_endless: `generate` never ends by itself.
@@ -45,6 +46,7 @@ class FakeNode:
     requests: list[Mapping[str, object]] = field(default_factory=list)
     cancelled: int = 0
     generate_error: Exception | None = None
+    route: Json = field(default_factory=dict)
     late_error: Exception | None = None
     is_endless: bool = False
     is_silent: bool = False
@@ -174,7 +176,7 @@ class FakeNode:
         if self.generate_error is not None:
             raise self.generate_error
         experts = [{"cluster": 3, "cid": CID, "peer": OTHER_PEER, "weight": 0.75}]
-        yield {"event": "route", "experts": experts}
+        yield {"event": "route", "experts": experts, **self.route}
         steps, count = request["steps"], request["n"]
         assert isinstance(steps, int)
         assert isinstance(count, int)

@@ -43,9 +43,36 @@ def test_generate_asks_for_what_was_said(run: Run, node: FakeNode) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert node.requests == [
-        {"prompt": "a bag", "n": 2, "seed": None, "strategy": "top2", "sampler": "euler",
-         "steps": 20, "guidance": 3.0, "where": "peer", "peer": OTHER_PEER}
+        {"prompt": "a bag", "n": 2, "seed": None, "strategy": "top2", "top_k": 2,
+         "threshold": 0.1, "router": None, "sampler": "euler", "steps": 20,
+         "guidance": 3.0, "where": "peer", "peer": OTHER_PEER}
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ((), {"strategy": "sticky", "router": None}),
+        (("--top-k", "3"), {"strategy": "topk", "top_k": 3}),
+        (
+            ("--threshold", "0.2", "--router", "learned"),
+            {"strategy": "threshold", "threshold": 0.2, "router": "learned"},
+        ),
+        (("--strategy", "all", "--sampler", "heun"), {"strategy": "all", "sampler": "heun"}),
+    ],
+)
+def test_generate_takes_a_strategy_its_number_and_a_router(
+    run: Run, node: FakeNode, said: tuple[str, ...], asked: dict[str, object]
+) -> None:
+    result = run("generate", "a bag", *said)
+    assert result.exit_code == 0, result.output
+    assert asked.items() <= node.requests[0].items()
+
+
+def test_a_number_with_another_strategy_is_bad_usage(run: Run, node: FakeNode) -> None:
+    result = run("generate", "a bag", "--strategy", "all", "--top-k", "3")
+    assert result.exit_code == 2
+    assert "top_k goes with the strategy topk" in result.stderr
 
 
 def test_several_pictures_are_numbered(run: Run, node: FakeNode, tmp_path: Path) -> None:
@@ -74,7 +101,17 @@ def test_named_picture_is_replaced_whole(run: Run, node: FakeNode, tmp_path: Pat
 def test_explain_names_experts_and_weights(run: Run, node: FakeNode) -> None:
     result = run("generate", "x", "-o", "b.png", "--explain")
     assert "route   expert 3 (0.75, 12D3KooWPj…t9HyQ6X"[:34] in result.stderr
+    assert "drew    expert 3 (0.75, " in result.stdout
+    assert "by sticky" in result.stdout
     assert "route" not in run("generate", "x", "-o", "b.png").stderr
+
+
+def test_explain_says_what_is_missing_and_who_stands_in(run: Run, node: FakeNode) -> None:
+    node.route = {"missing": [6], "dropped": {"6": 0.12}, "starters": {"1": 1.0}, "unaided": [2]}
+    told = run("generate", "x", "-o", "b.png", "--explain").stderr
+    assert "renormalised: expert 6 offline (-0.12)" in told
+    assert "near noise   expert 1 (1.00)" in told
+    assert "expert 2 predicts noise and no other can start for it" in told
 
 
 @pytest.mark.parametrize(

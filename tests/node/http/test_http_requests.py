@@ -16,8 +16,9 @@ async def test_unsaid_fields_get_their_defaults() -> None:
     async with running() as served:
         assert (await served.ask("POST", "/api/v1/generate", json.dumps(ASK).encode()))[0] == 200
         assert served.node.requests == [
-            {"prompt": "a red boat", "n": 1, "seed": None, "strategy": "sticky", "sampler": "ab2",
-             "steps": 10, "guidance": 4.0, "where": "auto", "peer": None}
+            {"prompt": "a red boat", "n": 1, "seed": None, "strategy": "sticky", "top_k": 2,
+             "threshold": 0.1, "router": None, "sampler": "ab2", "steps": 10, "guidance": 4.0,
+             "where": "auto", "peer": None}
         ]  # fmt: skip
 
 
@@ -48,7 +49,15 @@ async def test_body_that_is_no_request_is_400(body: bytes) -> None:
         ("seed", 0, -1),
         ("seed", 2**63 - 1, 2**63),
         ("strategy", "top2", "top3"),
-        ("sampler", "euler", "heun"),
+        ("strategy", "threshold", "random"),
+        ("top_k", 1, 0),
+        ("top_k", 1024, 1025),
+        ("top_k", 3, 3.0),
+        ("threshold", 0, -0.1),
+        ("threshold", 1, 1.1),
+        ("threshold", 0.5, "0.5"),
+        ("router", "caption", "best"),
+        ("sampler", "heun", "heun2"),
         ("sampler", "ab2", ["ab2"]),
         ("steps", 1, 0),
         ("steps", 100, 101),
@@ -73,6 +82,42 @@ async def test_field_is_taken_up_to_its_limit_and_refused_beyond(
         assert (status, answer["error"]["code"]) == (400, "usage")
         assert field in answer["error"]["message"]
         assert len(served.node.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "strategy"),
+    [
+        ({"top_k": 3}, "topk"),
+        ({"threshold": 0.3}, "threshold"),
+        ({"top_k": 3, "strategy": "topk"}, "topk"),
+    ],
+)
+async def test_a_number_of_one_strategy_implies_it(said: dict[str, object], strategy: str) -> None:
+    async with running() as served:
+        body = json.dumps({**ASK, **said}).encode()
+        assert (await served.ask("POST", "/api/v1/generate", body))[0] == 200
+        assert served.node.requests[0]["strategy"] == strategy
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"top_k": 3, "strategy": "all"},
+        {"threshold": 0.3, "strategy": "sticky"},
+        {"top_k": 3, "threshold": 0.3},
+        {"router": "gauss"},
+        {"router": "learned", "strategy": "sticky"},
+    ],
+)
+async def test_a_number_or_router_that_its_strategy_does_not_take_is_refused(
+    said: dict[str, object],
+) -> None:
+    async with running() as served:
+        body = json.dumps({**ASK, **said}).encode()
+        status, answer = await served.ask("POST", "/api/v1/generate", body)
+        assert (status, answer["error"]["code"]) == (400, "usage")
+        assert "strategy" in answer["error"]["fix"]
+        assert not served.node.requests
 
 
 @pytest.mark.parametrize("extra", [{"size": 1}, {"peer": OTHER_PEER, "where": "local"}])

@@ -1,0 +1,99 @@
+"""How experts are chosen, as one word on the wire and in receipts: `top2`, `threshold0.25@gauss`.
+
+    <sticky | all | topK | thresholdT> [ @ <caption | gauss | learned | synthetic> ]
+
+One label says strategy, its parameter and the router, so that requests and receipts keep their
+fields: a node that does not know a label refuses it by name, and labels of older nodes mean what
+they always did.  Each way has exactly one label, so that labels can be compared.  Pure.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from p2p.errors import DecodeError, LimitError
+from p2p.limits import MAX_CLUSTERS, MAX_LABEL
+
+STRATEGIES: Final = ("sticky", "top1", "top2", "topk", "threshold", "all")
+"""What a person may say; `topk` and `threshold` take a number."""
+ROUTERS: Final = ("caption", "gauss", "learned", "synthetic")
+SAMPLERS: Final = ("ab2", "euler", "heun")
+DEFAULT_TOP_K: Final = 2
+DEFAULT_THRESHOLD: Final = 0.1
+
+_TOP: Final = "top"
+_THRESHOLD: Final = "threshold"
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How experts are chosen.
+
+    Attributes:
+        strategy: one of `STRATEGIES`.
+        top_k: how many experts `topk` asks.
+        threshold: the least probability of an expert that `threshold` asks.
+        router: one of `ROUTERS`; None leaves it to who draws.
+
+    Raises:
+        DecodeError: for a name that is not known.
+        LimitError: for a number out of range.
+    """
+
+    strategy: str = "sticky"
+    top_k: int = DEFAULT_TOP_K
+    threshold: float = DEFAULT_THRESHOLD
+    router: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise _unknown("strategy", self.strategy)
+        if self.router is not None and self.router not in ROUTERS:
+            raise _unknown("router", self.router)
+        if not 1 <= self.top_k <= MAX_CLUSTERS:
+            raise LimitError(f"top_k: got {self.top_k}, allowed 1 to {MAX_CLUSTERS}")
+        if not 0 <= self.threshold <= 1:  # also false for NaN
+            raise LimitError(f"threshold: got {self.threshold:.6g}, allowed 0 to 1")
+
+    def label(self) -> str:
+        """The one word for it; `parse_routing` reads it."""
+        match self.strategy:
+            case "topk":
+                word = f"{_TOP}{self.top_k}"
+            case "threshold":
+                word = f"{_THRESHOLD}{float(self.threshold)!r}"
+            case word:
+                pass
+        return word if self.router is None else f"{word}@{self.router}"
+
+
+def parse_routing(label: str) -> Routing:
+    """Read a label.
+
+    Raises:
+        DecodeError: if it is none, or not written as `Routing.label` writes it.
+        LimitError: if the number in it is out of range.
+    """
+    if len(label) > MAX_LABEL:
+        raise LimitError(f"strategy: got {len(label)} characters, the limit is {MAX_LABEL}")
+    word, at, router = label.partition("@")
+    routing = _of_word(word, router if at else None)
+    if routing.label() != label:
+        raise _unknown("strategy", label)
+    return routing
+
+
+def _of_word(word: str, router: str | None) -> Routing:
+    try:
+        if word.startswith(_TOP) and word not in STRATEGIES:
+            return Routing("topk", top_k=int(word.removeprefix(_TOP)), router=router)
+        if word.startswith(_THRESHOLD):
+            threshold = float(word.removeprefix(_THRESHOLD))
+            return Routing("threshold", threshold=threshold, router=router)
+    except ValueError as error:
+        raise _unknown("strategy", word) from error
+    return Routing(word, router=router)
+
+
+def _unknown(name: str, value: str) -> DecodeError:
+    known = ROUTERS if name == "router" else ("sticky", "all", "top<k>", "threshold<p>")
+    return DecodeError(f"{name}: got {value[:40]!r}, expected one of {', '.join(known)}")
