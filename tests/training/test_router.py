@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.errors import TensorFileError
-from training.router import GaussRouter, RouterRoutes
+from training.errors import ConfigError, TensorFileError
+from training.router import MAX_TIMES, GaussRouter, RouterRoutes, Tempering
 from training.summary import (
     COMPONENTS,
     MIN_ROWS_PER_COMPONENT,
@@ -105,6 +105,78 @@ def test_adding_an_expert_leaves_the_ratios_of_the_others(
     few = GaussRouter({k: summaries[k] for k in (0, 5)}).probabilities(x_t, 0.8)
     all_ = GaussRouter(summaries).probabilities(x_t, 0.8)[:, [0, 2]]
     assert torch.allclose(all_ / all_.sum(1, keepdim=True), few, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize("t", [1.0, 0.7, 0.1])
+def test_added_summary_leaves_the_likelihoods_of_the_others_bit_for_bit(
+    summaries: dict[int, GaussSummary], batch: int, t: float
+) -> None:
+    x_t = torch.randn(batch, *SHAPE)
+    before = GaussRouter({k: summaries[k] for k in (0, 5)}).log_likelihood(x_t, t)
+    after = GaussRouter(summaries).log_likelihood(x_t, t)
+    assert torch.equal(after[:, [0, 2]], before)
+
+
+def test_removed_expert_leaves_probabilities_that_sum_to_one(
+    summaries: dict[int, GaussSummary],
+) -> None:
+    x_t = torch.randn(5, *SHAPE)
+    everyone = GaussRouter(summaries).probabilities(x_t, 0.8)
+    without = GaussRouter({k: summaries[k] for k in (0, 2)}).probabilities(x_t, 0.8)
+    assert torch.allclose(without.sum(dim=1), torch.ones(5))
+    kept = everyone[:, :2] / everyone[:, :2].sum(dim=1, keepdim=True)
+    assert torch.allclose(without, kept, atol=1e-5)
+
+
+def test_improved_summary_changes_its_own_column_alone(
+    summaries: dict[int, GaussSummary],
+) -> None:
+    x_t = torch.randn(5, *SHAPE)
+    better = {**summaries, 2: fit_summary(latents(2, 500))}
+    before = GaussRouter(summaries).log_likelihood(x_t, 0.5)
+    after = GaussRouter(better).log_likelihood(x_t, 0.5)
+    assert torch.equal(after[:, [0, 2]], before[:, [0, 2]])
+    assert not torch.allclose(after[:, 1], before[:, 1])
+
+
+def test_answers_do_not_depend_on_what_was_asked_before(
+    summaries: dict[int, GaussSummary],
+) -> None:
+    x_t, router = torch.randn(3, *SHAPE), GaussRouter(summaries)
+    times = [(i + 1) / (2 * MAX_TIMES) for i in range(2 * MAX_TIMES)]
+    first = [router.log_likelihood(x_t, t) for t in times]
+    again = [router.log_likelihood(x_t, t) for t in reversed(times)]
+    for one, other in zip(first, reversed(again), strict=True):
+        assert torch.equal(one, other)
+    assert all(len(density._at) <= MAX_TIMES for density in router._densities)
+
+
+def test_temperature_takes_away_from_the_evidence_not_from_the_prior(
+    summaries: dict[int, GaussSummary],
+) -> None:
+    x_t = torch.randn(3, *SHAPE)
+    plain = GaussRouter(summaries)
+    tempered = GaussRouter(summaries, Tempering((4.0,)))
+    assert torch.allclose(
+        tempered.log_likelihood(x_t, 0.4), plain.log_likelihood(x_t, 0.4) / 4, rtol=1e-6
+    )
+    prior = torch.tensor([[0.2, 0.5, 0.3]]).expand(3, 3)
+    assert torch.allclose(tempered.probabilities(x_t, 1.0, prior), prior, atol=1e-6)
+
+
+def test_temperatures_are_interpolated_between_the_middles_of_their_buckets() -> None:
+    tempering = Tempering((16.0, 4.0, 1.0, 1.0))
+    assert [tempering.at(t) for t in (0.0, 0.125, 0.375, 0.875, 1.0)] == pytest.approx(
+        [16, 16, 4, 1, 1]
+    )
+    assert tempering.at(0.25) == pytest.approx(8)
+
+
+@pytest.mark.parametrize("bad", [(), (0.0,), (1.0, 1e6), (float("nan"),), (1.0,) * 101])
+def test_impossible_temperatures_are_refused(bad: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="tempering"):
+        Tempering(bad)
 
 
 def test_router_needs_summaries_of_one_latent_size(summaries: dict[int, GaussSummary]) -> None:
