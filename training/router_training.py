@@ -25,7 +25,6 @@ from training.files import remove_folder, sweep, write_folder
 from training.flow import interpolate
 from training.jsonio import canonical_json, read_json, to_json
 from training.learned_router import KINDS, LEARNED, LearnedRouter, RouterInfo
-from training.loop import StepReport
 from training.router_net import build_router_net, router_shape
 from training.run import Run
 from training.tensors import pack_tensors, read_tensors
@@ -71,6 +70,16 @@ class RouterSettings:
             raise ConfigError(f"router: held_out must lie in 0..0.5, got {self.held_out}")
 
 
+@dataclass(frozen=True, slots=True)
+class RouterStep:
+    """One optimizer step: steps and noisy latents so far, this batch's loss, the rate."""
+
+    step: int
+    samples: int
+    loss: float
+    lr: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedRouter:
     """The end of a training: a calibrated router and its smoothed last loss."""
@@ -98,7 +107,7 @@ def train_router(
     *,
     state_dir: Path | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> Iterator[StepReport | TrainedRouter]:
+) -> Iterator[RouterStep | TrainedRouter]:
     """Train a router on labelled latents and calibrate it on those held out.
 
     Args:
@@ -109,7 +118,7 @@ def train_router(
         should_stop: asked after every step; true saves and ends without a `TrainedRouter`.
 
     Yields:
-        A `StepReport` after every step; at the end the `TrainedRouter`.
+        A `RouterStep` after every step; at the end the `TrainedRouter`.
 
     Raises:
         CheckpointError: the save in `state_dir` is of another run, setting or data.
@@ -175,7 +184,7 @@ class _Job:
         self._average = Ema(self._net.parameters(), config.ema_decay)
         self.step, self.samples, self.loss = 0, 0, 0.0
 
-    def step_once(self) -> StepReport:
+    def step_once(self) -> RouterStep:
         """One optimizer step on fresh rows, noise and times."""
         config = self._settings.train
         rate = rate_at(config, self.samples, self.step, is_fresh=True)
@@ -199,7 +208,7 @@ class _Job:
         self.loss = value if not self.step else 0.98 * self.loss + 0.02 * value
         self.step += 1
         self.samples += config.batch
-        return StepReport(self.step, self.samples, value, 0.0, rate)
+        return RouterStep(self.step, self.samples, value, rate)
 
     def finished(self) -> LearnedRouter:
         """The averaged net as a router, calibrated if enough was held out."""

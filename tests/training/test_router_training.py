@@ -10,10 +10,10 @@ from training.clusters import Cluster
 from training.config import TrainConfig
 from training.errors import CheckpointError, ConfigError, DataError
 from training.learned_router import router_files
-from training.loop import StepReport
 from training.prepare import PreparedRun
 from training.router_training import (
     RouterSettings,
+    RouterStep,
     TrainedRouter,
     labelled,
     train_router,
@@ -38,7 +38,7 @@ def separate(run: Run, count: int = 120) -> LabelledLatents:
 def finished(rows: LabelledLatents, run: Run, settings: RouterSettings) -> TrainedRouter:
     *steps, end = train_router(rows, run, settings)
     assert isinstance(end, TrainedRouter)
-    assert all(isinstance(step, StepReport) for step in steps)
+    assert all(isinstance(step, RouterStep) for step in steps)
     return end
 
 
@@ -78,7 +78,7 @@ def test_stopped_training_goes_on_to_the_same_router_bit_for_bit(
     assert len(stopped) == steps
     *later, end = train_router(rows, run, SETTINGS, state_dir=tmp_path)
     assert isinstance(end, TrainedRouter)
-    assert isinstance(later[0], StepReport)
+    assert isinstance(later[0], RouterStep)
     assert later[0].step == steps + 1
     assert router_files(end.router) == router_files(finished(rows, run, SETTINGS).router)
     assert len(list(tmp_path.iterdir())) == 1
