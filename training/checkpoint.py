@@ -17,8 +17,9 @@ from torch import Tensor
 
 from training.config import OBJECTIVES, SCHEMA, TrainConfig
 from training.errors import CheckpointError, ConfigError, TensorFileError
+from training.execution import Execution
 from training.files import digest_of, remove_folder, sweep, write_folder
-from training.jsonio import canonical_json, from_json, read_json, to_json
+from training.jsonio import added, canonical_json, from_json, read_json, to_json
 from training.nets import NetShape
 from training.run import Run
 from training.tensors import pack_tensors, read_tensors
@@ -95,6 +96,9 @@ class TrainState:
         updates: steps of this optimizer: less than `step` after a takeover.
         loss: smoothed.
         digests: sha256 of every other file of the save, by its name in it.
+        bucket_sums: of `training.losses.LossBuckets`; empty in saves made before there were any.
+        bucket_weights: likewise.
+        execution: how its steps were computed; None in saves that do not say.
     """
 
     schema: int
@@ -106,6 +110,9 @@ class TrainState:
     updates: int
     loss: float
     digests: dict[str, str]
+    bucket_sums: tuple[float, ...] = added(())
+    bucket_weights: tuple[float, ...] = added(())
+    execution: Execution | None = added(None)  # noqa: RUF009  a field, as above
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,6 +24,9 @@ TIMES: Final = ("logit-normal", "uniform")
 """How training times are drawn. `logit-normal` spends them in the middle of the path, which is the
 hard part; source: arXiv 2403.03206, section 3.1 (m = 0, s = 1)."""
 
+PRECISIONS: Final = ("auto", "fp32", "bf16")
+"""Arithmetic of the net: weights, optimizer and average are float32 whatever it is."""
+
 LatentShape = tuple[int, int, int]
 """Channels, height, width of one latent."""
 
@@ -129,6 +132,7 @@ class TrainConfig:
         objective: one of `OBJECTIVES`.
         times: one of `TIMES`.
         clip_norm: gradients are scaled down to this norm; 0 leaves them alone.
+        precision: one of `PRECISIONS`; "auto" is chosen by what the device can do.
     """
 
     batch: int = 32
@@ -149,6 +153,7 @@ class TrainConfig:
     objective: str = "fm"
     times: str = "logit-normal"
     clip_norm: float = added(0.0)
+    precision: str = added("auto")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -171,6 +176,10 @@ class TrainConfig:
             )
         if self.times not in TIMES:
             raise ConfigError(f"train: unknown times {self.times!r}; known: {', '.join(TIMES)}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"train: unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

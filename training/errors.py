@@ -31,6 +31,10 @@ class TooLargeError(TrainingError):
     """Not even one sample at a time fits the memory there is."""
 
 
+class CrewError(TrainingError):
+    """One of the processes that train together is gone; the last save is still there."""
+
+
 class TensorFileError(TrainingError):
     """A tensor file that is not what it should be.
 

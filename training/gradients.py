@@ -18,6 +18,7 @@ from training.batches import Batch
 from training.errors import DivergedError, TooLargeError
 from training.flow import interpolate, velocity_target, vp_interpolate
 from training.nets import predict
+from training.team import Alone, Team
 from training.text import TextEncoder, TextStates
 
 logger = logging.getLogger(__name__)
@@ -88,12 +89,19 @@ class Gradients:
         text: encodes the captions.
         objective: what to learn.
         micro_batch: samples per forward to begin with; halved when memory runs out.
+        team: the processes that share the batch; this one alone if not given.
     """
 
     def __init__(
-        self, net: nn.Module, text: TextEncoder, objective: Objective, micro_batch: int
+        self,
+        net: nn.Module,
+        text: TextEncoder,
+        objective: Objective,
+        micro_batch: int,
+        team: Team | None = None,
     ) -> None:
         self._net, self._text, self._objective = net, text, objective
+        self._team = team or Alone()
         self._parameters = [p for p in net.parameters() if p.requires_grad]
         self._device = self._parameters[0].device
         self.micro_batch = micro_batch
@@ -106,40 +114,44 @@ class Gradients:
             TooLargeError: a single sample does not fit the memory.
         """
         losses = self._accumulate(batch)
-        norm = float(
-            nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        )
-        each = tuple(losses.tolist())
+        self._team.sum_gradients(self._parameters)
+        each = tuple(self._team.whole(losses, len(batch)).tolist())
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients))
         mean = math.fsum(each) / len(each)
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean}")
         if not math.isfinite(norm):
             raise DivergedError(f"the loss is {mean}, the norm of its gradients {norm}")
-        clip = self._objective.clip_norm
-        if 0 < clip < norm:
-            torch._foreach_mul_(
-                [p.grad for p in self._parameters if p.grad is not None], clip / norm
-            )
+        if 0 < self._objective.clip_norm < norm:
+            torch._foreach_mul_(gradients, self._objective.clip_norm / norm)
         return BatchLoss(mean, each, norm)
 
     def _accumulate(self, batch: Batch) -> Tensor:
+        """Gradients of this process' rows, added up; their losses."""
+        own = batch.part(*self._team.rows(len(batch)))
         while True:
             self._clear()
+            losses: list[Tensor] = []
+            reason = ""
             try:
-                return torch.cat(list(self._parts(batch)))
+                losses.extend(self._parts(own, len(batch)))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error)
+                reason = str(error).partition("\n")[0] or type(error).__name__
+            if not self._team.is_any(bool(reason)):
+                return torch.cat(losses)
+            losses.clear()
             self._shrink(reason, len(batch))  # out here: the error's traceback holds the graph
 
-    def _parts(self, batch: Batch) -> Iterator[Tensor]:
+    def _parts(self, own: Batch, total: int) -> Iterator[Tensor]:
         """The losses of one part after another, each after its backward pass."""
-        for start in range(0, len(batch), self.micro_batch):
-            part = batch.part(start, start + self.micro_batch).to(self._device)
+        for start in range(0, len(own), self.micro_batch):
+            part = own.part(start, start + self.micro_batch).to(self._device)
             text = self._text.encode(part.captions).to(self._device)
             losses = sample_losses(self._net, part, text, self._objective)
-            (losses.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
+            (losses.sum() / total).backward()  # type: ignore[no-untyped-call]
             yield losses.detach()
 
     def _clear(self) -> None:
@@ -150,11 +162,11 @@ class Gradients:
         self._clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        size = min(self.micro_batch, batch)
+        size = min(self.micro_batch, -(-batch // self._team.size))  # the same in every process
         if size == 1:
             raise TooLargeError(
                 f"one sample at a time does not fit the memory of {self._device}: train a run of "
-                f"a smaller preset there, or free memory ({reason.splitlines()[0]})"
+                f"a smaller preset there, or free memory ({reason or 'another process ran out'})"
             )
         self.micro_batch = halved(size)
         logger.info("memory of %s: %d samples at a time, not %d", self._device, halved(size), size)

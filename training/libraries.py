@@ -45,3 +45,12 @@ def bert_classes() -> tuple[Any, Any, Any]:
 
         logging.getLogger("transformers").setLevel(logging.ERROR)
         return BertConfig, BertModel, Tokenizer
+
+
+@cache
+def accelerator_class() -> Any:  # noqa: ANN401
+    """The class `Accelerator` of accelerate."""
+    with _offline_and_quiet():
+        from accelerate import Accelerator  # noqa: PLC0415
+
+        return Accelerator

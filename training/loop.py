@@ -1,5 +1,9 @@
-"""Training of one expert: a plain loop that reports each step and saves at fixed points."""
+"""Training of one expert: a plain loop that reports each step and saves at fixed points.
 
+With several processes (`training.distributed`) each runs this loop; the first one saves.
+"""
+
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,9 +14,14 @@ import torch
 from training.clusters import Cluster
 from training.config import TrainConfig
 from training.errors import DataError
+from training.execution import Execution
+from training.gradients import BatchLoss
+from training.losses import CURVE_FILE, LossCurve
 from training.run import Run
 from training.text import UNCONDITIONAL
 from training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,8 @@ class StepReport:
         samples_per_s: since this call began.
         lr: of this step.
         grad_norm: of this batch's gradients, before clipping.
+        buckets: smoothed loss in each tenth of t; None where no sample fell yet.
+        execution: how the step was computed.
     """
 
     step: int
@@ -34,6 +45,8 @@ class StepReport:
     samples_per_s: float
     lr: float
     grad_norm: float
+    buckets: tuple[float | None, ...]
+    execution: Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +58,14 @@ class SavedCheckpoint:
         step: steps, over all owners.
         samples: pictures seen, over all owners.
         loss: smoothed.
+        buckets: the same in each tenth of t; None where no sample fell yet.
     """
 
     path: Path
     step: int
     samples: int
     loss: float
+    buckets: tuple[float | None, ...]
 
 
 def train(
@@ -87,7 +102,11 @@ def train(
     torch.set_num_threads(config.threads)
     _check_data(cluster, run)
     trainer = Trainer(cluster, run, config)
-    trainer.restore(state_dir, start_from)
+    curve = LossCurve(state_dir / CURVE_FILE, config.budget_samples, config.batch)
+    own = trainer.restore(state_dir, start_from)
+    if trainer.is_leader:
+        curve.rewind(own)
+    _tell_execution(cluster.number, trainer)
     run.text.encode([UNCONDITIONAL])  # loads the encoder now, outside the measured rate
     began, first, reported = time.monotonic(), trainer.samples, -1
     try:
@@ -95,11 +114,14 @@ def train(
             before = trainer.samples
             found, lr = trainer.step_once()
             rate = (trainer.samples - first) / max(time.monotonic() - began, 1e-9)
-            yield StepReport(trainer.step, trainer.samples, found.mean, rate, lr, found.grad_norm)
+            report = _report(trainer, found, lr, rate)
+            if trainer.is_leader:
+                curve.add(report.samples, config.batch, _curve_facts(report, trainer.loss))
+            yield report
             if trainer.samples // config.save_samples > before // config.save_samples:
                 yield _save(trainer, state_dir)
                 reported = trainer.samples
-            if should_stop is not None and should_stop():
+            if trainer.agree(stop=should_stop is not None and should_stop()):
                 break
         if reported != trainer.samples:
             yield _save(trainer, state_dir)
@@ -108,9 +130,42 @@ def train(
         raise
 
 
+def _report(trainer: Trainer, found: BatchLoss, lr: float, rate: float) -> StepReport:
+    return StepReport(
+        step=trainer.step,
+        samples=trainer.samples,
+        loss=found.mean,
+        samples_per_s=rate,
+        lr=lr,
+        grad_norm=found.grad_norm,
+        buckets=trainer.buckets,
+        execution=trainer.execution,
+    )
+
+
+def _curve_facts(report: StepReport, smoothed: float) -> dict[str, object]:
+    """A line of the loss curve: the same facts whenever this step is trained."""
+    return {
+        "step": report.step,
+        "loss": smoothed,
+        "batch_loss": report.loss,
+        "buckets": [None if mean is None else round(mean, 5) for mean in report.buckets],
+        "lr": report.lr,
+        "grad_norm": report.grad_norm,
+    }
+
+
+def _tell_execution(cluster: int, trainer: Trainer) -> None:
+    how = trainer.execution
+    logger.info(
+        "cluster %d: %s; %d samples at a time on %s in %d process(es) of %d thread(s)",
+        *(cluster, how.reason, how.micro_batch, how.device, how.processes, how.threads),
+    )
+
+
 def _save(trainer: Trainer, state_dir: Path) -> SavedCheckpoint:
     path = trainer.save(state_dir)
-    return SavedCheckpoint(path, trainer.step, trainer.samples, trainer.loss)
+    return SavedCheckpoint(path, trainer.step, trainer.samples, trainer.loss, trainer.buckets)
 
 
 def _check_data(cluster: Cluster, run: Run) -> None:

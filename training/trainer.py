@@ -4,6 +4,7 @@ All randomness is a function of (seed, cluster, counter), so nothing but counter
 and a resumed run equals the uninterrupted one bit for bit.
 """
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -24,26 +25,35 @@ from training.checkpoint import (
     write_save,
 )
 from training.clusters import Cluster
-from training.config import SCHEMA, TrainConfig
+from training.config import SCHEMA, TrainConfig, preset
 from training.ema import Ema, decay_at
-from training.errors import CheckpointError, DivergedError
-from training.gradients import BF16, FP32, BatchLoss, Gradients, Objective
+from training.errors import CheckpointError, CrewError, DivergedError
+from training.execution import Execution, continued
+from training.gradients import BatchLoss, Gradients, Objective
 from training.jsonio import to_json
+from training.losses import LossBuckets
+from training.memory import available_bytes, fitting_batch, sample_bytes
 from training.nets import build_net
+from training.precision import choose_precision, describe_device
 from training.run import Run
+from training.team import present_team
+
+logger = logging.getLogger(__name__)
 
 REWARM_STEPS: Final = 20
 """A fresh optimizer on trained weights ramps up over this many steps."""
 
 LOSS_MEMORY: Final = 0.99
-FREE_SETTINGS: Final = frozenset({"save_samples", "keep_saves", "threads", "device"})
-"""Settings that may change between a save and its resumption: they do not change the result."""
+FREE_SETTINGS: Final = frozenset({"save_samples", "keep_saves", "threads", "device", "precision"})
+"""Settings that may change between a save and its resumption. Those that decide about the last
+bits are the machine's: `training.execution` says what becomes of them."""
 
 
 class Trainer:
     """The moving parts: net, optimizer, average, counters.
 
-    `step`, `samples` and `loss` (smoothed) count over all owners of the cluster.
+    `step`, `samples` and `loss` (smoothed) count over all owners of the cluster. With several
+    processes (`training.team`) each has a trainer; they stay equal, and the first one saves.
 
     Args:
         cluster: its data.
@@ -53,16 +63,17 @@ class Trainer:
 
     def __init__(self, cluster: Cluster, run: Run, config: TrainConfig) -> None:
         self._cluster, self._run, self._config = cluster, run, config
-        device = torch.device(config.device)
+        self._device = torch.device(config.device)
         seed = derive_seed(config.seed, cluster.number, "weights", 0)
-        self._net = build_net(run.shape, seed).to(device).train()
+        self._net = build_net(run.shape, seed).to(self._device).train()
         self._names = [name for name, _ in self._net.named_parameters()]
         self._optimizer = _optimizer(self._net, config)
         self._ema = Ema(self._net.parameters(), config.ema_decay)
         self._batches = Batches(cluster, config)
-        precision = BF16 if device.type == "cuda" else FP32
-        objective = Objective(config.objective, config.clip_norm, precision)
-        self._gradients = Gradients(self._net, run.text, objective, config.batch)
+        self._team = present_team(config.device)
+        self._buckets = LossBuckets()
+        self._wanted = self._present_execution()
+        self._compute_as(self._wanted)
         self._updates = 0
         self._saved_samples = -1
         self.step = 0
@@ -88,10 +99,30 @@ class Trainer:
         self._ema.update(self._net.parameters(), self.step)
         memory = decay_at(self.step, LOSS_MEMORY) if self.step else 0.0
         self.loss = memory * self.loss + (1 - memory) * found.mean
+        self._buckets.add(batch.times.tolist(), found.each)
         self.step += 1
         self._updates += 1
         self.samples += self._config.batch
         return found, lr
+
+    @property
+    def buckets(self) -> tuple[float | None, ...]:
+        """Smoothed loss in each tenth of t; None where no sample fell yet."""
+        return self._buckets.means
+
+    @property
+    def execution(self) -> Execution:
+        """How steps are computed now."""
+        return replace(self._execution, micro_batch=self._gradients.micro_batch)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process saves and reports."""
+        return self._team.rank == 0
+
+    def agree(self, *, stop: bool) -> bool:
+        """Whether the processes of this training stop now: all of them, or none."""
+        return self._team.is_any(stop)
 
     def save(self, state_dir: Path) -> Path:
         """Write a checkpoint, unless this very point is already on disk.
@@ -102,13 +133,16 @@ class Trainer:
         Raises:
             OSError: the disk refused; earlier saves are untouched.
         """
-        if self._saved_samples != self.samples:
+        if self._saved_samples != self.samples and self.is_leader:
             write_save(state_dir, self.snapshot(), self._config.keep_saves)
             self._saved_samples = self.samples
         return published_folder(state_dir, self.samples)
 
-    def restore(self, state_dir: Path, start_from: Path | None) -> None:
+    def restore(self, state_dir: Path, start_from: Path | None) -> int:
         """Begin where the newest of a save and a published checkpoint ended.
+
+        Returns:
+            Samples of the save in `state_dir`, 0 if there is none: what is beside it stands there.
 
         Raises:
             CheckpointError: either belongs to another run, cluster or setting.
@@ -116,6 +150,7 @@ class Trainer:
         snapshot = read_latest(state_dir, self._run, self._cluster.number)
         if snapshot is not None:
             self._resume(snapshot)
+        own = self.samples
         if start_from is not None:
             info, weights = read_published(start_from, self._run)
             if info.cluster != self._cluster.number or info.objective != self._config.objective:
@@ -125,6 +160,53 @@ class Trainer:
                 )
             if info.samples > self.samples:
                 self._take_over(info, weights)
+        self._check_team()
+        return own
+
+    def _check_team(self) -> None:
+        """All processes stand at the same point, and none writes before all have read.
+
+        Raises:
+            CrewError: they read different saves.
+        """
+        place = (self.step, self.samples, self._updates, self._gradients.micro_batch)
+        both = self._team.least([*place, *(-value for value in place)])
+        if any(low != -high for low, high in zip(both[:4], both[4:], strict=True)):
+            raise CrewError(f"processes of one training read different saves; this one {place}")
+
+    def _present_execution(self) -> Execution:
+        """How this machine would compute, as it is set and as it is today."""
+        facts = describe_device(self._device, preset(self._run.spec.preset).width)
+        chosen = choose_precision(self._config.precision, facts)
+        size = -(-self._config.batch // self._team.size)
+        if facts.kind == "cpu":
+            size = self._fitting(size)
+        return Execution(
+            device=facts.kind,
+            precision=chosen.name,
+            reason=chosen.reason,
+            threads=self._config.threads,
+            processes=self._team.size,
+            micro_batch=self._team.least([size])[0],
+        )
+
+    def _fitting(self, batch: int) -> int:
+        """Samples at a time that fit this machine's memory; all of them where it does not tell."""
+        available = available_bytes()
+        if available is None:
+            return batch
+        each = sample_bytes(self._net, self._run.facts.latent, self._run.text.dim)
+        weights = sum(p.nbytes for p in self._net.parameters())
+        return fitting_batch(batch, each, weights, available // self._team.size)
+
+    def _compute_as(self, execution: Execution) -> None:
+        torch.set_num_threads(execution.threads)
+        config = self._config
+        objective = Objective(config.objective, config.clip_norm, execution.precision)
+        self._gradients = Gradients(
+            self._net, self._run.text, objective, execution.micro_batch, self._team
+        )
+        self._execution = execution
 
     def _set_rate(self) -> float:
         lr = rate_at(self._config, self.samples, self._updates, is_fresh=self._updates == self.step)
@@ -161,6 +243,9 @@ class Trainer:
             updates=self._updates,
             loss=self.loss,
             digests={},
+            bucket_sums=self._buckets.state[0],
+            bucket_weights=self._buckets.state[1],
+            execution=self.execution,
         )
         parameters = list(self._net.parameters())
         moments = [self._optimizer.state.get(p, {}) for p in parameters]
@@ -194,7 +279,14 @@ class Trainer:
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.step, self.samples = state.step, state.samples
         self._updates, self.loss = state.updates, state.loss
+        self._buckets = LossBuckets(state.bucket_sums, state.bucket_weights)
         self._saved_samples = state.samples
+        execution, notes = continued(
+            state.execution, self._wanted, is_precision_set=self._config.precision != "auto"
+        )
+        for note in notes:
+            logger.warning("cluster %d: %s", self._cluster.number, note)
+        self._compute_as(execution)
 
     def _take_over(self, info: ExpertInfo, weights: dict[str, Tensor]) -> None:
         """From another owner's average: its place in the schedule, an optimizer of our own."""
@@ -203,7 +295,9 @@ class Trainer:
         self._optimizer = _optimizer(self._net, self._config)
         self.step, self.samples = info.step, info.samples
         self._updates, self.loss = 0, info.loss
+        self._buckets = LossBuckets()
         self._saved_samples = -1
+        self._compute_as(self._wanted)
 
     def _set_average(self, weights: dict[str, Tensor]) -> None:
         for value, name in zip(self._ema.values, self._names, strict=True):

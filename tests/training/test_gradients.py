@@ -189,4 +189,4 @@ def test_batches_are_a_function_of_the_counters_alone(cluster: Cluster) -> None:
     assert again.captions == taken[9].captions
     assert {"", "a disc"} >= {c for b in taken for c in b.captions if c != "two bars"}
     seen = torch.cat([b.data for b in taken])[: len(cluster)]
-    assert len(seen.unique(dim=0)) == len(cluster.latents().unique(dim=0))  # a pass misses nobody  # type: ignore[no-untyped-call]
+    assert len(seen.unique(dim=0)) == len(cluster.latents().unique(dim=0))  # type: ignore[no-untyped-call]

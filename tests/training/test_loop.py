@@ -1,13 +1,18 @@
+import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from training import gradients as gradients_module
 from training.checkpoint import published_folder, read_published, saves
@@ -16,8 +21,11 @@ from training.config import TrainConfig
 from training.errors import CheckpointError, DataError, DivergedError
 from training.experts import load_expert
 from training.loop import SavedCheckpoint, StepReport, train
+from training.losses import BUCKETS, CURVE_FILE, read_curve
+from training.nets import predict
 from training.prepare import PreparedRun
 from training.run import Run
+from training.text import TextStates
 from training.trainer import REWARM_STEPS, rate_at
 
 Event = StepReport | SavedCheckpoint
@@ -28,7 +36,26 @@ def contents(save: Path) -> dict[str, bytes]:
 
 
 def newest(state: Path) -> dict[str, bytes]:
-    return contents(saves(state)[0])
+    """The newest save and what is written beside the saves."""
+    return {**contents(saves(state)[0]), CURVE_FILE: (state / CURVE_FILE).read_bytes()}
+
+
+def interrupted(
+    cluster: Cluster, run: Run, config: TrainConfig, state: Path, start_from: Path | None = None
+) -> list[Event]:
+    """Train to the budget, but stop and begin again after every third step."""
+    events: list[Event] = []
+    while not steps(events) or steps(events)[-1].samples < config.budget_samples:
+        asked = iter([False, False, True])
+        events += train(
+            cluster,
+            run,
+            config,
+            state_dir=state,
+            start_from=start_from,
+            should_stop=lambda asked=asked: next(asked),  # type: ignore[misc]
+        )
+    return events
 
 
 def steps(events: list[Event]) -> list[StepReport]:
@@ -74,6 +101,109 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     losses = [report.loss for report in steps(first + second)]
     assert losses == [report.loss for report in steps(whole[0])]
     assert newest(tmp_path / "s") == newest(whole[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": "ddpm-eps"},
+        {"clip_norm": 0.05},
+        {"times": "uniform", "caption_drop": 0.5},
+        {"precision": "bf16"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_resume_is_exact_whatever_is_trained(
+    cluster: Cluster, run: Run, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    config = replace(run.spec.train, budget_samples=28, **change)
+    whole = list(train(cluster, run, config, state_dir=tmp_path / "whole"))
+    cut = interrupted(cluster, run, config, tmp_path / "cut")
+    assert [r.loss for r in steps(cut)] == [r.loss for r in steps(whole)]
+    assert newest(tmp_path / "cut") == newest(tmp_path / "whole")
+
+
+def test_resume_with_small_parts_is_exact_after_the_first_lack_of_memory(
+    cluster: Cluster, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def cramped(net: nn.Module, x: Tensor, time: Tensor, text: TextStates) -> Tensor:
+        asked.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return predict(net, x, time, text)
+
+    monkeypatch.setattr(gradients_module, "predict", cramped)
+    config = replace(run.spec.train, budget_samples=28)
+    whole = list(train(cluster, run, config, state_dir=tmp_path / "whole"))
+    assert steps(whole)[0].execution.micro_batch == 2
+    asked.clear()
+    interrupted(cluster, run, config, tmp_path / "cut")
+    assert asked.count(4) == 1  # found once, and remembered by the saves
+    assert newest(tmp_path / "cut") == newest(tmp_path / "whole")
+
+
+def test_other_thread_count_is_put_off_and_resume_stays_exact(
+    cluster: Cluster,
+    run: Run,
+    whole: tuple[list[Event], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = iter([*[False] * 4, True])
+    list(train(cluster, run, run.spec.train, state_dir=tmp_path, should_stop=lambda: next(asked)))
+    more = replace(run.spec.train, threads=2)
+    rest = list(train(cluster, run, more, state_dir=tmp_path))
+    assert torch.get_num_threads() == 1
+    assert {r.execution.threads for r in steps(rest)} == {1}
+    assert "threads = 2 takes effect in the next training" in caplog.text
+    assert [r.loss for r in steps(rest)] == [r.loss for r in steps(whole[0])][5:]
+
+
+def test_save_made_before_executions_and_buckets_were_kept_still_resumes(
+    cluster: Cluster, run: Run, whole: tuple[list[Event], Path], tmp_path: Path
+) -> None:
+    state = Path(shutil.copytree(whole[1], tmp_path / "state"))
+    shutil.rmtree(saves(state)[0])
+    path = saves(state)[0] / "state" / "state.json"
+    facts = json.loads(path.read_bytes())
+    for name in ("execution", "bucket_sums", "bucket_weights"):
+        del facts[name]
+    for name in ("clip_norm", "precision"):
+        del facts["config"][name]
+    path.write_text(json.dumps(facts))
+    rest = list(train(cluster, run, run.spec.train, state_dir=state))
+    assert [r.loss for r in steps(rest)] == [r.loss for r in steps(whole[0])][8:]
+
+
+def test_loss_by_time_and_the_curve_are_reported_and_written(
+    whole: tuple[list[Event], Path],
+) -> None:
+    events, state = whole
+    last = steps(events)[-1]
+    assert len(last.buckets) == BUCKETS
+    seen = [mean for mean in last.buckets if mean is not None]
+    assert len(seen) > 3
+    saved = events[-1]
+    assert isinstance(saved, SavedCheckpoint)
+    assert saved.buckets == last.buckets
+    lines = read_curve(state / CURVE_FILE)
+    assert [line["samples"] for line in lines] == [r.samples for r in steps(events)]
+    assert [line["batch_loss"] for line in lines] == [r.loss for r in steps(events)]
+    assert lines[-1]["loss"] == saved.loss
+    assert all(float(str(line["grad_norm"])) > 0 for line in lines)
+
+
+def test_precision_and_its_reason_are_logged_once_and_reported(
+    cluster: Cluster, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        events = list(train(cluster, run, run.spec.train, state_dir=tmp_path))
+    how = steps(events)[0].execution
+    assert how.reason.startswith(f"{how.precision} because")
+    assert caplog.text.count(how.reason) == 1
+    assert (how.threads, how.processes, how.micro_batch) == (1, 1, 4)
 
 
 def test_closing_the_generator_saves(cluster: Cluster, run: Run, tmp_path: Path) -> None:
