@@ -2,154 +2,239 @@
 
 Fine centroids are what a run publishes: any node assigns its own pictures by the nearest one, and
 no data leaves it.  Source: the two-stage clustering of arXiv 2501.05450, section 3.
+
+Rows are read in blocks, so memory does not grow with their number, and the result does not depend
+on how they are cut, on threads, or on which machine summed which block: assignment is exact
+(`training.centroids`), and sums are of integers, which add up to the same in any order.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import frexp
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from training.balance import group
+from training.centroids import TILE_NUMBERS, TILE_ROWS, nearest, plus_plus
 from training.errors import DataError
+from training.mapping import LOCAL, Mapper
+from training.rows import MAX_ROWS, MemoryRows, Rows, cut, pieces
 
 FINE_MAX: Final = 256
 ROWS_PER_FINE: Final = 16
 """A fine centroid of fewer rows is noise."""
 
-ITERATIONS: Final = 50
-RESTARTS: Final = 8
-CAPACITY: Final = 1.4
-"""No coarse cluster holds more than this times N / K: every expert gets something to learn."""
+ITERATIONS: Final = 51
+"""Passes over rows that are all in the sample; fewer if nothing moves any more."""
+
+FULL_PASSES: Final = 10
+"""Passes over all rows, once the passes over their sample have found the places."""
+
+SAMPLE_ROWS: Final = 65_536
+SAMPLE_BYTES: Final = 64 * 2**20
+"""256 rows for each of 256 fine centroids, less if rows are wide: a start draws over it 256 times,
+and needs three times its memory."""
+
+LARGEST: Final = 2.0**50
+"""A feature beyond this overflows float32 when squared and summed."""
 
 
-def two_stage(features: Tensor, clusters: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Cluster features without labels.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How the work is cut and who does it; the result is the same.
 
     Args:
-        features: float32 [N, D].
+        mapper: runs functions on blocks.
+        block_rows: rows of a block; None takes what fits in 64 MiB.
+    """
+
+    mapper: Mapper = LOCAL
+    block_rows: int | None = None
+
+
+HERE: Final = Job()
+
+
+def two_stage(
+    features: Tensor | Rows, clusters: int, seed: int, job: Job = HERE
+) -> tuple[Tensor, Tensor]:
+    """Cluster features without labels.
+
+    Up to `SAMPLE_ROWS` rows (`SAMPLE_BYTES`) all of them are used throughout. Of more, the start
+    and its first passes see a sample, one row drawn from each of as many equal stretches: sources
+    are often stored class by class, so that a head would miss classes, where stretches take each
+    class by its share. Then up to `FULL_PASSES` passes see all rows.
+
+    Args:
+        features: floating-point [N, D], or rows in files.
         clusters: K.
         seed: the same features and seed give the same result.
+        job: who works.
 
     Returns:
         fine centroids float32 [F, D] and the coarse cluster of each, int64 [F]; every coarse
-        cluster owns at least one fine centroid that owns at least one row.
+        cluster owns at least one fine centroid, which owned rows when it was last moved.
 
     Raises:
-        DataError: if the rows have fewer than K distinct values.
+        DataError: K below 1, fewer than K distinct rows (in the sample), a row that is NaN,
+            infinite or beyond `LARGEST`, named by its number.
     """
+    rows = MemoryRows(features) if isinstance(features, Tensor) else features
+    if not 1 <= clusters <= len(rows) <= MAX_ROWS:
+        raise DataError(f"{clusters} clusters of {len(rows)} rows: expected 1 to {len(rows)}")
     generator = torch.Generator().manual_seed(seed)
-    wanted = max(clusters, min(FINE_MAX, len(features) // ROWS_PER_FINE))
-    fine, counts = kmeans(features, torch.ones(len(features)), wanted, generator)
+    survey = _survey(rows, clusters, seed, job)
+    sample = survey.sample
+    wanted = max(clusters, min(FINE_MAX, len(rows) // ROWS_PER_FINE))
+    fine = plus_plus(sample, torch.ones(len(sample)), wanted, generator)
+    passes = ITERATIONS
+    if len(sample) < len(rows):
+        fine, _ = _lloyd(MemoryRows(sample), fine, Lloyd(ITERATIONS, survey.largest), HERE)
+        passes = FULL_PASSES
+    fine, counts = _lloyd(rows, fine, Lloyd(passes, survey.largest), job)
     if len(fine) < clusters:
+        where = f" in {len(sample)} of {len(rows)}" if len(sample) < len(rows) else ""
         raise DataError(
-            f"{clusters} clusters need as many different pictures, found only {len(fine)}"
+            f"{clusters} clusters need as many different pictures, found only {len(fine)}{where}"
         )
-    best: tuple[float, Tensor] | None = None
-    for _ in range(RESTARTS):
-        coarse, cost = _balanced(fine, counts, clusters, generator)
-        if best is None or cost < best[0]:
-            best = (cost, coarse)
-    if best is None:
-        raise AssertionError("no restart ran")
-    return fine, best[1]
+    return fine, group(fine, counts, clusters, generator)
 
 
-def nearest(features: Tensor, centroids: Tensor) -> Tensor:
-    """Index of the nearest centroid, int64 [N]; the lower index wins a tie."""
-    blocks = [_distances(block, centroids).argmin(1) for block in torch.split(features, 8192)]
-    return torch.cat(blocks) if blocks else torch.empty(0, dtype=torch.int64)
-
-
-def kmeans(
-    features: Tensor, weights: Tensor, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from a k-means++ start.
+def assign(rows: Rows, fine: Tensor, coarse: Tensor, job: Job = HERE) -> Iterator[Tensor]:
+    """The cluster of every row, in their order, by the nearest fine centroid.
 
     Args:
-        features: [N, D].
-        weights: [N], positive.
-        count: centroids wanted.
-        generator: of the start.
+        rows: N of them.
+        fine: float32 [F, D].
+        coarse: int64 [F].
+        job: who works.
 
     Returns:
-        centroids [F, D] and their weights [F], F <= count: centroids without rows are dropped.
+        int64 tensors whose lengths add up to N.
     """
-    centroids = _plus_plus(features, weights, count, generator)
-    owners = nearest(features, centroids)
-    for _ in range(ITERATIONS):
-        centroids, _ = _means(features, weights, owners, len(centroids))
-        moved = nearest(features, centroids)
-        if torch.equal(moved, owners):
+    yield from job.mapper.map_blocks(_assign_block, cut(rows, job.block_rows), fine, coarse)
+
+
+def row_sample(rows: int, wanted: int, seed: int) -> Tensor:
+    """Numbers of at most `wanted` rows, one drawn from each equal stretch: int64, ascending."""
+    count = min(rows, wanted)
+    edges = torch.arange(count + 1) * rows // count
+    generator = torch.Generator().manual_seed(seed)
+    within = torch.rand(count, dtype=torch.float64, generator=generator) * edges.diff()
+    return edges[:-1] + within.long()
+
+
+def take(rows: Rows, numbers: Tensor, job: Job = HERE) -> Tensor:
+    """The rows with these ascending numbers, float32 [S, D], in one pass over all."""
+    return _looked_at(rows, numbers, job).sample
+
+
+@dataclass(frozen=True, slots=True)
+class Lloyd:
+    """How a k-means is run: at most `passes`; no number of the rows is above `largest`."""
+
+    passes: int
+    largest: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Survey:
+    """Largest magnitude among rows; those asked for, float32 [S, D]; the first bad row, or -1."""
+
+    largest: float
+    sample: Tensor
+    bad: int = -1
+
+
+def _survey(rows: Rows, clusters: int, seed: int, job: Job) -> _Survey:
+    fits = max(clusters, min(SAMPLE_ROWS, SAMPLE_BYTES // (4 * rows.width)))
+    return _looked_at(rows, row_sample(len(rows), fits, seed), job)
+
+
+def _looked_at(rows: Rows, numbers: Tensor, job: Job) -> _Survey:
+    """One pass that refuses bad rows and keeps those asked for."""
+    begin, largest, kept = 0, 0.0, []
+    blocks = list(cut(rows, job.block_rows))
+    starts = torch.tensor([0, *map(len, blocks)]).cumsum(0)
+    edges = torch.searchsorted(numbers, starts).tolist()
+    jobs = ((block, numbers[edges[i] : edges[i + 1]] - starts[i]) for i, block in enumerate(blocks))
+    for block, found in zip(blocks, job.mapper.map_blocks(_look, jobs), strict=True):
+        if found.bad >= 0:
+            raise DataError(
+                f"features: row {begin + found.bad} holds NaN, an infinity or a number beyond "
+                f"{LARGEST:.0e}: leave that picture out, or mend its extractor"
+            )
+        begin += len(block)
+        largest = max(largest, found.largest)
+        kept.append(found.sample)
+    return _Survey(largest, torch.cat(kept))
+
+
+def _look(job: tuple[Rows, Tensor]) -> _Survey:
+    """Survey one block: (its rows, which of them to keep)."""
+    rows, numbers = job
+    largest, kept, begin = 0.0, [torch.empty(0, rows.width)], 0
+    for tile in pieces(rows, _tile_rows(rows.width)):
+        reach = tile.abs().amax(1)
+        is_bad = ~(reach <= LARGEST)  # NaN is not below anything
+        if bool(is_bad.any()):
+            return _Survey(largest, kept[0], begin + int(is_bad.long().argmax()))
+        largest = max(largest, float(reach.max()))
+        inside = numbers[(numbers >= begin) & (numbers < begin + len(tile))] - begin
+        kept.append(tile[inside])
+        begin += len(tile)
+    return _Survey(largest, torch.cat(kept))
+
+
+def _lloyd(rows: Rows, centroids: Tensor, how: Lloyd, job: Job) -> tuple[Tensor, Tensor]:
+    """Move centroids to the means of their rows until none moves.
+
+    Returns:
+        centroids [F, D] and their numbers of rows, float32 [F]; those without rows are dropped.
+    """
+    scale = 2.0 ** (62 - len(rows).bit_length() - frexp(how.largest)[1])
+    counts = torch.zeros(len(centroids))
+    for _ in range(how.passes):
+        sums = torch.zeros(centroids.shape, dtype=torch.int64)
+        owned = torch.zeros(len(centroids), dtype=torch.int64)
+        blocks = cut(rows, job.block_rows)
+        for block_sums, block_owned in job.mapper.map_blocks(_sum, blocks, centroids, scale):
+            sums += block_sums
+            owned += block_owned
+        filled = owned > 0
+        means = (sums[filled].double() / scale / owned[filled, None].double()).float()
+        counts = owned[filled].float()
+        if torch.equal(means, centroids):
             break
-        owners = moved
-    return _means(features, weights, owners, len(centroids))
+        centroids = means
+    return centroids, counts
 
 
-def _means(rows: Tensor, weights: Tensor, owners: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Weighted mean and weight of each non-empty group."""
-    total = torch.zeros(count, dtype=torch.float64).index_add_(0, owners, weights.double())
-    sums = torch.zeros(count, rows.shape[1], dtype=torch.float64)
-    sums.index_add_(0, owners, rows.double() * weights.double()[:, None])
-    filled = total > 0
-    return (sums[filled] / total[filled, None]).float(), total[filled].float()
+def _sum(rows: Rows, centroids: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Sums of the rows nearest to each centroid, in units of 1 / scale, and their numbers.
+
+    Integers add up to the same in any order. `scale` is the power of two that lets N of the
+    largest numbers fit 63 bits, so rounding is 2^-42 of the largest feature at a million rows.
+
+    Returns:
+        int64 [F, D] and [F].
+    """
+    sums = torch.zeros(centroids.shape, dtype=torch.int64)
+    owned = torch.zeros(len(centroids), dtype=torch.int64)
+    for tile in pieces(rows, _tile_rows(rows.width)):
+        owners = nearest(tile, centroids)
+        owned += owners.bincount(minlength=len(centroids))
+        sums.index_add_(0, owners, tile.double().mul_(scale).round_().long())
+    return sums, owned
 
 
-def _plus_plus(rows: Tensor, weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Start far apart: each next centre is drawn by its weighted squared distance."""
-    chosen = [int(torch.multinomial(weights.double(), 1, generator=generator))]
-    gap = (rows - rows[chosen[0]]).square().sum(1).double()
-    while len(chosen) < count:
-        odds = gap * weights
-        if float(odds.sum()) <= 1e-12:
-            break  # every remaining row equals a centre
-        chosen.append(int(torch.multinomial(odds, 1, generator=generator)))
-        gap = torch.minimum(gap, (rows - rows[chosen[-1]]).square().sum(1).double())
-    return rows[chosen]
+def _assign_block(rows: Rows, fine: Tensor, coarse: Tensor) -> Tensor:
+    tiles = [coarse[nearest(tile, fine)] for tile in pieces(rows, _tile_rows(rows.width))]
+    return torch.cat(tiles)
 
 
-def _balanced(
-    fine: Tensor, counts: Tensor, clusters: int, generator: torch.Generator
-) -> tuple[Tensor, float]:
-    """Group fine centroids under a capacity; returns owners int64 [F] and the weighted cost."""
-    centres = _plus_plus(fine, counts, clusters, generator)
-    if len(centres) < clusters:
-        raise DataError(f"{clusters} clusters need as many different pictures")
-    owners = _assign(fine, counts, centres)
-    for _ in range(ITERATIONS):
-        centres, _ = _means(fine, counts, owners, clusters)
-        moved = _assign(fine, counts, centres)
-        if torch.equal(moved, owners):
-            break
-        owners = moved
-    centres, _ = _means(fine, counts, owners, clusters)
-    cost = (fine - centres[owners]).square().sum(1) * counts
-    return owners, float(cost.double().sum())
-
-
-def _assign(fine: Tensor, counts: Tensor, centres: Tensor) -> Tensor:
-    """Nearest centre with room left; those who would lose most choose first; none stays empty."""
-    distances = _distances(fine, centres)
-    clusters = len(centres)
-    owners = torch.full((len(fine),), -1, dtype=torch.int64)
-    room = torch.full((clusters,), CAPACITY * float(counts.sum()) / clusters)
-    for k in range(clusters):  # each centre keeps one of its own, so that no cluster is empty
-        free = distances[:, k].masked_fill(owners >= 0, float("inf"))
-        own = int(free.argmin())
-        owners[own] = k
-        room[k] -= counts[own]
-    two = distances.topk(min(2, clusters), largest=False).values
-    regret = two[:, -1] - two[:, 0]
-    for index in torch.argsort(regret, descending=True, stable=True).tolist():
-        if owners[index] >= 0:
-            continue
-        order = torch.argsort(distances[index], stable=True)
-        fits = order[room[order] >= counts[index]]
-        k = int(fits[0]) if len(fits) else int(room.argmax())
-        owners[index] = k
-        room[k] -= counts[index]
-    return owners
-
-
-def _distances(rows: Tensor, centres: Tensor) -> Tensor:
-    """Squared distances [N, F]."""
-    squares = rows.square().sum(1)[:, None] + centres.square().sum(1)[None, :]
-    return (squares - 2 * rows @ centres.T).clamp_min(0)
+def _tile_rows(width: int) -> int:
+    """Rows worked on at a time: their float64 copy stays below 32 MB."""
+    return max(1, min(TILE_ROWS, 2 * TILE_NUMBERS // width))

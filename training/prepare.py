@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from training.bundled import FASHION
+from training.centroids import nearest
 from training.clusters import ClusterIndex, cluster_files
 from training.codecs import PatchPca
 from training.config import SCHEMA, RunSpec, TrainConfig, preset
@@ -23,7 +24,7 @@ from training.errors import DataError
 from training.features import PixelPca
 from training.files import digest_of, write_folder
 from training.jsonio import canonical_json, to_json
-from training.kmeans import nearest, two_stage
+from training.kmeans import two_stage
 from training.run import (
     CAPTIONS_FILE,
     CLUSTERS_FILE,

@@ -13,13 +13,13 @@ from typing import Final
 
 from torch import Tensor
 
+from training.centroids import nearest
 from training.codecs import PatchPca, check_codec
 from training.config import SCHEMA, RunSpec
 from training.errors import ConfigError, DataError
 from training.features import PixelPca, check_extractor
 from training.files import digest_of
 from training.jsonio import from_json, parse_json
-from training.kmeans import nearest
 from training.nets import NetShape
 from training.tensors import TensorSpec, read_tensors
 from training.text import TextEncoder, check_text, load_text_encoder

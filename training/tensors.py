@@ -104,14 +104,24 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
     Raises:
         TensorFileError: naming `path` and the reason.
     """
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(_PREFIX + MAX_HEADER_BYTES)
-    except OSError as error:
-        raise TensorFileError(path, f"cannot be read: {error.strerror}") from error
-    header, _ = _header(path, head, size)
+    header, _ = _head_of(path)
     return {name: spec for name, (spec, _, _) in header.items()}
+
+
+def find_tensor(path: Path, name: str) -> tuple[TensorSpec, int]:
+    """Where a tensor lies in a file too large to read at once; its data are not looked at.
+
+    Returns:
+        its specification, and the offset of its first byte in the file.
+
+    Raises:
+        TensorFileError: naming `path` and the reason; no tensor of that name.
+    """
+    header, start = _head_of(path)
+    if name not in header:
+        raise TensorFileError(path, f"has no tensor {name!r}, it holds {', '.join(header)[:200]}")
+    spec, begin, _ = header[name]
+    return spec, start + begin
 
 
 def check_header(path: Path, data: bytes) -> dict[str, TensorSpec]:
@@ -165,6 +175,17 @@ def _read_bounded(path: Path, data_bytes: int) -> bytes:
 
 
 _Header = dict[str, tuple[TensorSpec, int, int]]
+
+
+def _head_of(path: Path) -> tuple[_Header, int]:
+    """`_header` of a file, of which no more is read."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(_PREFIX + MAX_HEADER_BYTES)
+    except OSError as error:
+        raise TensorFileError(path, f"cannot be read: {error.strerror}") from error
+    return _header(path, head, size)
 
 
 def _header(path: Path, data: bytes, size: int | None = None) -> tuple[_Header, int]:
