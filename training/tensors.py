@@ -4,18 +4,19 @@ The format: 8 bytes little-endian header length, a JSON header {name: {dtype, sh
 then the data.  Source: https://huggingface.co/docs/safetensors (Format).  Why not the library's
 reader: a 58 MB header costs it 20-42 s and 1-2 GB, a file truncated while mapped is a SIGBUS, and
 NaN and path-like names pass.  Here the header is bounded first, must match an exact schema, and
-the file is read into memory, never mapped.
+each tensor is read into memory of its own, never mapped.
 """
 
 import json
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final, cast
+from typing import BinaryIO, Final, cast
 
 import torch
 from torch import Tensor
@@ -67,42 +68,47 @@ def spec_of(tensor: Tensor) -> TensorSpec:
 
 
 def read_tensors(
-    path: Path, schema: Mapping[str, TensorSpec], *, must_be_finite: bool = True
+    path: Path,
+    schema: Mapping[str, TensorSpec],
+    *,
+    only: Collection[str] | None = None,
+    must_be_finite: bool = True,
 ) -> dict[str, Tensor]:
     """Read a file that holds exactly the tensors of `schema`.
 
     Args:
         path: the file; a symbolic link is refused.
         schema: every name with its dtype and shape; neither more nor less may be there.
+        only: read these alone, the others stay on the disk; by default all.
         must_be_finite: refuse NaN and infinities.
 
     Returns:
-        Tensors that own their memory.
+        Tensors that own their memory; no second copy of the file is held on the way.
 
     Raises:
         TensorFileError: whatever is wrong, naming the file and the reason.
     """
-    expected = sum(spec.size_bytes for spec in schema.values())
-    data = _read_bounded(path, expected)
-    header, start = _header(path, data)
-    _check_schema(path, header, schema)
+    limit = _PREFIX + MAX_HEADER_BYTES + sum(spec.size_bytes for spec in schema.values())
     tensors = {}
-    for name, (spec, begin, end) in header.items():
-        tensor = _tensor(data[start + begin : start + end], spec)
-        if must_be_finite and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise TensorFileError(path, f"tensor {name} holds NaN or infinite values")
-        tensors[name] = tensor
+    with _opened(path, min(limit, MAX_FILE_BYTES)) as (file, size):
+        header, start = _header(path, _read_head(file), size)
+        _check_schema(path, header, schema)
+        for name, (spec, begin, end) in header.items():
+            if only is not None and name not in only:
+                continue
+            file.seek(start + begin)
+            tensor = _tensor(_read_exactly(path, file, end - begin), spec)
+            if must_be_finite and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise TensorFileError(path, f"tensor {name} holds NaN or infinite values")
+            tensors[name] = tensor
     return tensors
 
 
 def read_header(path: Path) -> dict[str, TensorSpec]:
-    """The names, dtypes and shapes of a file, fully checked, without reading its data.
-
-    Args:
-        path: the file; a symbolic link is refused.
+    """The names, dtypes and shapes of a file, fully checked; no tensor is read.
 
     Raises:
-        TensorFileError: naming `path` and the reason.
+        TensorFileError: naming the file and the reason.
     """
     header, _ = _head_of(path)
     return {name: spec for name, (spec, _, _) in header.items()}
@@ -130,7 +136,7 @@ def check_header(path: Path, data: bytes) -> dict[str, TensorSpec]:
     Raises:
         TensorFileError: naming `path` and the reason.
     """
-    header, _ = _header(path, data)
+    header, _ = _header(path, data, len(data))
     return {name: spec for name, (spec, _, _) in header.items()}
 
 
@@ -160,18 +166,31 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     return struct.pack("<Q", len(text)) + text + b"".join(chunks)
 
 
-def _read_bounded(path: Path, data_bytes: int) -> bytes:
-    """The whole file, never more than the schema and the longest header allow."""
-    limit = min(_PREFIX + MAX_HEADER_BYTES + data_bytes, MAX_FILE_BYTES)
+@contextmanager
+def _opened(path: Path, limit: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
+    """The file and its size; never a link, nor one longer than `limit`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         with open(descriptor, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size > limit:
+            if limit is not None and size > limit:
                 raise TensorFileError(path, f"{size} bytes, expected at most {limit}")
-            return file.read(limit + 1)
+            yield file, size
     except OSError as error:
         raise TensorFileError(path, f"cannot be read: {error.strerror}") from error
+
+
+def _read_head(file: BinaryIO) -> bytes:
+    """The beginning of a file: all of its header, if that is not too long."""
+    return file.read(_PREFIX + MAX_HEADER_BYTES)
+
+
+def _read_exactly(path: Path, file: BinaryIO, length: int) -> bytearray:
+    data = bytearray(length)
+    found = file.readinto(data)  # type: ignore[attr-defined]
+    if found != length:
+        raise TensorFileError(path, "grew shorter while it was read")
+    return data
 
 
 _Header = dict[str, tuple[TensorSpec, int, int]]
@@ -179,22 +198,17 @@ _Header = dict[str, tuple[TensorSpec, int, int]]
 
 def _head_of(path: Path) -> tuple[_Header, int]:
     """`_header` of a file, of which no more is read."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(_PREFIX + MAX_HEADER_BYTES)
-    except OSError as error:
-        raise TensorFileError(path, f"cannot be read: {error.strerror}") from error
-    return _header(path, head, size)
+    with _opened(path) as (file, size):
+        return _header(path, _read_head(file), size)
 
 
-def _header(path: Path, data: bytes, size: int | None = None) -> tuple[_Header, int]:
+def _header(path: Path, data: bytes, size: int) -> tuple[_Header, int]:
     """Checked entries (spec, begin, end) and where the data start.
 
     Args:
-        path: named in errors.
-        data: the file, or as much of it as the longest header takes.
-        size: of the whole file, if `data` is its beginning.
+        path: for messages.
+        data: the file from its beginning, its whole header at least if that is not too long.
+        size: of the whole file.
     """
     if len(data) < _PREFIX:
         raise TensorFileError(path, f"{len(data)} bytes: too short for a header length")
@@ -202,8 +216,8 @@ def _header(path: Path, data: bytes, size: int | None = None) -> tuple[_Header, 
     if length > MAX_HEADER_BYTES:
         raise TensorFileError(path, f"header of {length} bytes, at most {MAX_HEADER_BYTES}")
     start = _PREFIX + length
-    if start > len(data):
-        raise TensorFileError(path, f"header of {length} bytes in a file of {len(data)}")
+    if start > size:
+        raise TensorFileError(path, f"header of {length} bytes in a file of {size}")
     try:
         raw = json.loads(data[_PREFIX:start].decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -214,7 +228,7 @@ def _header(path: Path, data: bytes, size: int | None = None) -> tuple[_Header, 
     if len(raw) > MAX_TENSORS:
         raise TensorFileError(path, f"{len(raw)} tensors, at most {MAX_TENSORS}")
     entries = {name: _entry(path, name, value) for name, value in raw.items()}
-    _check_layout(path, entries, (len(data) if size is None else size) - start)
+    _check_layout(path, entries, size - start)
     return entries, start
 
 
@@ -282,11 +296,11 @@ def _check_schema(path: Path, header: _Header, schema: Mapping[str, TensorSpec])
             )
 
 
-def _tensor(data: bytes, spec: TensorSpec) -> Tensor:
+def _tensor(data: bytearray, spec: TensorSpec) -> Tensor:
     dtype = DTYPES[spec.dtype]
     if not data:
         return torch.empty(spec.shape, dtype=dtype)
-    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(spec.shape)
+    return torch.frombuffer(data, dtype=dtype).reshape(spec.shape)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from training import tensors as tensors_module
 from training.errors import TensorFileError
 from training.tensors import (
     MAX_HEADER_BYTES,
@@ -211,3 +213,35 @@ def test_header_is_read_and_checked_without_the_data(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TensorFileError, match="27 bytes of data, the header describes 28"):
         read_header(path)
+
+
+def test_only_the_chosen_tensors_are_read(tmp_path: Path) -> None:
+    """NaN in the others is not seen: they stay on the disk."""
+    tensors = {"a": torch.tensor([float("nan")]), "b": torch.arange(4.0), "c": torch.ones(0)}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(pack_tensors(tensors))
+    schema = {name: spec_of(tensor) for name, tensor in tensors.items()}
+    assert read_header(path) == schema
+    found = read_tensors(path, schema, only={"b", "c"})
+    assert set(found) == {"b", "c"}
+    assert torch.equal(found["b"], tensors["b"])
+    with pytest.raises(TensorFileError, match="tensor a holds NaN"):
+        read_tensors(path, schema)
+    with pytest.raises(TensorFileError, match="unexpected tensor a"):
+        read_tensors(path, {"b": schema["b"], "c": schema["c"]}, only={"b"})
+
+
+def test_file_that_shrinks_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(pack_tensors(TENSORS))
+    checked = tensors_module._check_schema
+
+    def shrink(path: Path, *rest: Any) -> None:
+        checked(path, *rest)
+        os.truncate(path, path.stat().st_size - 1)
+
+    monkeypatch.setattr(tensors_module, "_check_schema", shrink)
+    with pytest.raises(TensorFileError, match="grew shorter"):
+        read_tensors(path, SCHEMA)
