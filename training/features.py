@@ -1,50 +1,108 @@
-"""What clustering looks at: a short vector per picture, found without labels or captions."""
+"""What clustering looks at: a short vector per picture, found without labels or captions.
 
-from dataclasses import dataclass
-from typing import Final
+`pixel-pca` is fitted on the run's own pictures and stored with the run; the others are pretrained
+networks that every node brings itself.
+"""
 
-import torch
+from collections.abc import Mapping
+from typing import Final, Protocol
+
 from torch import Tensor
-from torch.nn import functional
 
+from training.config import RunSpec
+from training.dinov2 import Dinov2
+from training.efficientnet import EfficientNetLite0
 from training.errors import ConfigError
-from training.linear import principal_components
+from training.hub import DINOV2, EFFICIENTNET, Models
+from training.network_input import PIXELS
+from training.pixel_pca import PixelPca
+from training.tensors import TensorSpec
 
-EXTRACTORS: Final = ("pixel-pca",)
-SIDE: Final = 32
-"""Pictures are averaged down to this side first: clusters are about shape, not texture."""
-
-COMPONENTS: Final = 32
+PIXEL_PCA: Final = "pixel-pca"
+EXTRACTORS: Final = (PIXEL_PCA, EFFICIENTNET.name, DINOV2.name)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PixelPca:
-    """Principal components of small pictures.
+class Extractor(Protocol):
+    """What the rest of the package needs of an extractor."""
 
-    Args:
-        mean: [P], P = C * side * side, pixels in 0..1.
-        directions: [D, P] orthonormal.
-    """
+    @property
+    def dim(self) -> int:
+        """Numbers per feature vector."""
+        ...
 
-    mean: Tensor
-    directions: Tensor
+    @property
+    def pixels(self) -> int:
+        """Numbers it reads per picture, after its own resizing."""
+        ...
 
-    @classmethod
-    def fit(cls, images: Tensor) -> "PixelPca":
-        """Fit on uint8 pictures [N, C, S, S]."""
-        rows = _rows(images)
-        count = min(COMPONENTS, rows.shape[1], max(1, len(rows) - 1))
-        mean, directions, _ = principal_components(rows, count)
-        return cls(mean.float(), directions.float())
+    @property
+    def pins(self) -> Mapping[str, str]:
+        """sha256 of the pretrained files it is made of, as `run.json` records them."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What the run's shared folder holds of it, beside the centroids."""
+        ...
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [N, C, S, S] -> float32 features [N, D]."""
-        rows = _rows(images)
-        if rows.shape[1] != len(self.mean):
-            raise ValueError(f"pictures of {rows.shape[1]} numbers, expected {len(self.mean)}")
-        return torch.cat(
-            [(block - self.mean) @ self.directions.T for block in torch.split(rows, 4096)]
-        )
+        """uint8 [N, C, S, S] -> float32 features [N, dim]."""
+        ...
+
+
+def extractor_is_fitted(name: str) -> bool:
+    """Whether the extractor called `name` is fitted on a sample of the run's pictures."""
+    return name == PIXEL_PCA
+
+
+def create_extractor(spec: RunSpec, sample: Tensor, models: Models) -> Extractor:
+    """The extractor of a new run.
+
+    Args:
+        spec: of the run.
+        sample: uint8 [N, C, S, S], pictures to fit it on; looked at only if `extractor_is_fitted`.
+        models: where pretrained weights are found.
+
+    Raises:
+        ConfigError: an unknown name.
+        ModelMissingError: pretrained weights that are not to be had.
+    """
+    if spec.extractor == PIXEL_PCA:
+        return PixelPca.fit(sample)
+    return _pretrained(spec.extractor, models)
+
+
+def stored_schema(name: str, features: int, pixels: int) -> dict[str, TensorSpec]:
+    """What the shared folder holds of the extractor called `name`, beside the centroids."""
+    if name != PIXEL_PCA:
+        return {}
+    return {
+        "mean": TensorSpec("F32", (pixels,)),
+        "directions": TensorSpec("F32", (features, pixels)),
+    }
+
+
+def open_extractor(name: str, stored: Mapping[str, Tensor], models: Models) -> Extractor:
+    """The extractor of a run that exists.
+
+    Args:
+        name: which.
+        stored: the tensors of `stored_schema`.
+        models: where pretrained weights are found, and their pins.
+
+    Raises:
+        ConfigError: an unknown name.
+        ModelMissingError: pretrained weights that are not to be had, or others than the run's.
+    """
+    if name == PIXEL_PCA:
+        return PixelPca(stored["mean"], stored["directions"])
+    return _pretrained(name, models)
+
+
+def pixels_read(name: str, image_size: int, image_channels: int) -> int:
+    """Numbers the extractor called `name` reads of a picture of this size."""
+    if name != PIXEL_PCA:
+        return PIXELS
+    return PixelPca.pixels_of(image_size, image_channels)
 
 
 def check_extractor(name: str) -> None:
@@ -57,11 +115,6 @@ def check_extractor(name: str) -> None:
         raise ConfigError(f"unknown extractor {name!r}; known: {', '.join(EXTRACTORS)}")
 
 
-def _rows(images: Tensor) -> Tensor:
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError("expected uint8 pictures [N, C, H, W]")
-    blocks = [
-        functional.adaptive_avg_pool2d(block.float() / 255, min(SIDE, block.shape[-1])).flatten(1)
-        for block in torch.split(images, 4096)
-    ]
-    return torch.cat(blocks)
+def _pretrained(name: str, models: Models) -> Extractor:
+    check_extractor(name)
+    return EfficientNetLite0(models) if name == EFFICIENTNET.name else Dinov2(models)

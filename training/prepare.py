@@ -6,7 +6,7 @@ out/clusters/<k>/{captions.json, latents-000.safetensors, ...}
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -17,12 +17,13 @@ from torch import Tensor
 from training.bundled import FASHION
 from training.centroids import nearest
 from training.clusters import ClusterIndex, cluster_files
-from training.codecs import PatchPca
+from training.codecs import Codec, NewCodec, create_codec
 from training.config import SCHEMA, RunSpec, TrainConfig, preset
 from training.data import Pictures, PictureShape, SkipReport, read_all
 from training.errors import DataError
-from training.features import PixelPca
+from training.features import create_extractor
 from training.files import digest_of, write_folder
+from training.hub import Models
 from training.jsonio import canonical_json, to_json
 from training.kmeans import two_stage
 from training.run import (
@@ -36,9 +37,11 @@ from training.run import (
     RunFacts,
     check_parts,
     load_run,
+    shared_files,
 )
 from training.sources import open_source
 from training.tensors import pack_tensors
+from training.text import load_text_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +111,7 @@ def prepare_run(
     out: Path,
     spec: RunSpec,
     on_progress: Callable[[Progress], None] | None = None,
+    models: Path | None = None,
 ) -> PreparedRun:
     """Make a run. The same source, spec and thread count give the same bytes on one machine.
 
@@ -116,9 +120,11 @@ def prepare_run(
         out: must not exist, or be empty.
         spec: what the run is.
         on_progress: called as each phase begins, and at the end.
+        models: the user's folder of pretrained parts (`training.hub`).
 
     Raises:
         ConfigError: a name this program does not know, or sizes that do not fit together.
+        ModelMissingError: the weights of a pretrained part are not to be had.
         DataError: no usable picture, too few for K clusters, `out` in use.
     """
     report = _Reporter(on_progress, spec.clusters)
@@ -132,13 +138,17 @@ def prepare_run(
             f"got {len(pictures)} ({len(pictures.skipped)} skipped)"
         )
     report("codec")
-    codec = PatchPca.fit(pictures.images)
+    found = Models(models)
+    text_pins = load_text_encoder(spec.text, found).pins
+    codec = create_codec(spec, pictures.images, found)
     preset(spec.preset).net_config(codec.latent, 1)  # raises if the latents do not fit
     report("cluster")
-    clusters, owners = _cluster(pictures.images, spec)
+    clusters, owners = _cluster(pictures.images, spec, found)
     report("write")
     infos = _write_clusters(out, _Encoded(pictures, codec, owners), spec, report)
-    _write_shared(out, spec, codec, clusters, _counts(pictures.captions, owners, spec.clusters))
+    counts = _counts(pictures.captions, owners, spec.clusters)
+    parts = _Parts(codec, clusters, text_pins)
+    _write_shared(out, spec, parts, counts)
     report("write")
     return PreparedRun(spec, out, infos, SkipReport.of(pictures.skipped))
 
@@ -160,7 +170,7 @@ class _Reporter:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Encoded:
     pictures: Pictures
-    codec: PatchPca
+    codec: Codec
     owners: Tensor
 
 
@@ -177,8 +187,8 @@ def _read(source: str | Path, spec: RunSpec) -> Pictures:
     return pictures
 
 
-def _cluster(images: Tensor, spec: RunSpec) -> tuple[ClusterMap, Tensor]:
-    extractor = PixelPca.fit(images)
+def _cluster(images: Tensor, spec: RunSpec, models: Models) -> tuple[ClusterMap, Tensor]:
+    extractor = create_extractor(spec, images, models)
     features = extractor(images)
     fine, coarse = two_stage(features, spec.clusters, spec.seed)
     return ClusterMap(extractor, fine, coarse), coarse[nearest(features, fine)]
@@ -201,9 +211,7 @@ def _write_clusters(
     return tuple(infos)
 
 
-def write_cluster(
-    folder: Path, k: int, codec: PatchPca, latents: Tensor, captions: list[str]
-) -> None:
+def write_cluster(folder: Path, k: int, codec: Codec, latents: Tensor, captions: list[str]) -> None:
     """Write the folder of one cluster.
 
     Args:
@@ -233,21 +241,26 @@ def _counts(captions: tuple[str, ...], owners: Tensor, clusters: int) -> Caption
     return CaptionCounts(listed, counts, other)
 
 
-def _write_shared(
-    out: Path, spec: RunSpec, codec: PatchPca, clusters: ClusterMap, counts: CaptionCounts
-) -> None:
-    extractor = clusters.extractor
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parts:
+    codec: NewCodec
+    clusters: ClusterMap
+    text_pins: Mapping[str, str]
+
+
+def _write_shared(out: Path, spec: RunSpec, parts: _Parts, counts: CaptionCounts) -> None:
+    codec, clusters = parts.codec, parts.clusters
     tensors = {
-        "mean": extractor.mean,
-        "directions": extractor.directions,
+        **clusters.extractor.tensors(),
         "fine": clusters.fine,
         "coarse": clusters.coarse.to(torch.int32),
     }
     files = {
-        CODEC_FILE: codec.to_bytes(),
+        CODEC_FILE: codec.stored(),
         CLUSTERS_FILE: pack_tensors(tensors),
         CAPTIONS_FILE: canonical_json(to_json(counts)),
     }
+    files = {name: files[name] for name in shared_files(spec)}
     rows = tuple(sum(row) + rest for row, rest in zip(counts.counts, counts.other, strict=True))
     facts = RunFacts(
         schema=SCHEMA,
@@ -255,9 +268,10 @@ def _write_shared(
         latent=codec.latent,
         rows=rows,
         fine=len(clusters.fine),
-        features=clusters.fine.shape[1],
-        pixels=len(extractor.mean),
+        features=clusters.extractor.dim,
+        pixels=clusters.extractor.pixels,
         digests={name: digest_of(data) for name, data in files.items()},
+        models={**codec.pins, **clusters.extractor.pins, **parts.text_pins},
     )
     files[RUN_FILE] = canonical_json(to_json(facts))
     write_folder(out / "shared", files)

