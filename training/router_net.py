@@ -1,8 +1,9 @@
 """The papers' router: a diffusion transformer that reads noisy latents and names their cluster.
 
 Patches of x_t and a CLS token go through blocks whose normalisations follow the time (adaLN-zero,
-arXiv 2212.09748); a linear layer reads the CLS token.  No text.  Source: arXiv 2510.03434 (there a
-DiT-B/2 of 129M parameters); the pieces are settings, so a published one fits by configuration.
+arXiv 2212.09748); a small head reads the CLS token.  No text.  Source: arXiv 2510.03434 (there a
+DiT-B/2 of 129M parameters).  Names, shapes and order of operations are those of the published
+router (`training.paris_net`), whose weights are therefore a state of this net.
 """
 
 import math
@@ -23,6 +24,7 @@ TIME_FEATURES: Final = 256
 TIME_SCALE: Final = 1000.0
 MAX_PERIOD: Final = 10_000.0
 MLP_RATIO: Final = 4
+NORM_EPS: Final = 1e-5
 MODULATIONS: Final = 6
 """Shift, scale and gate of attention, and of the feed-forward part."""
 INITIAL_SPREAD: Final = 0.02
@@ -144,26 +146,28 @@ def default_preset(latent: LatentShape) -> str:
 
 
 class RouterNet(nn.Module):
-    """Noisy latents and times to one logit per cluster."""
+    """Noisy latents and times to one logit per cluster; its tensors have the published names."""
 
     def __init__(self, shape: RouterShape) -> None:
         super().__init__()
         self.shape = shape
         width = shape.width
         self.patch_embed = nn.Conv2d(shape.latent[0], width, shape.patch_size, shape.patch_size)
-        tokens = shape.patches + shape.has_cls_token
         if shape.has_cls_token:
             self.cls_token = nn.Parameter(INITIAL_SPREAD * torch.randn(1, 1, width))
         if shape.has_learned_positions:
-            self.pos_embed = nn.Parameter(INITIAL_SPREAD * torch.randn(1, tokens, width))
+            self.pos_embed = nn.Parameter(INITIAL_SPREAD * torch.randn(1, shape.patches, width))
         else:
-            self.register_buffer("pos_embed", _grid_waves(shape, tokens), persistent=False)
-        self.time_embed = nn.Sequential(
-            nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
+            self.register_buffer("pos_embed", _grid_waves(shape), persistent=False)
+        self.time_embed = _TimeEmbed(width)
+        self.layers = nn.ModuleList(_Block(width, shape.heads) for _ in range(shape.layers))
+        self.head = nn.Sequential(
+            nn.Linear(width, width),
+            nn.GELU(approximate="tanh"),
+            nn.LayerNorm(width, eps=NORM_EPS),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(width, shape.clusters),
         )
-        self.blocks = nn.ModuleList(_Block(width, shape.heads) for _ in range(shape.layers))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.head = nn.Linear(width, shape.clusters)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Logits of p(k | x_t, t) under the training data's p(k).
@@ -175,16 +179,48 @@ class RouterNet(nn.Module):
         Returns:
             [B, K].
         """
-        tokens = self.patch_embed(x_t).flatten(2).transpose(1, 2)
+        tokens = self.patch_embed(x_t).flatten(2).transpose(1, 2) + self.pos_embed
         if self.shape.has_cls_token:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        tokens = tokens + self.pos_embed
-        time = functional.silu(self.time_embed(_waves(t * TIME_SCALE, TIME_FEATURES)))
-        for block in self.blocks:
-            tokens = block(tokens, time)
+        time = self.time_embed(t)
+        for layer in self.layers:
+            tokens = layer(tokens, time)
         read = tokens[:, 0] if self.shape.has_cls_token else tokens.mean(dim=1)
-        logits: Tensor = self.head(self.norm(read))
+        logits: Tensor = self.head(read)
         return logits
+
+
+class _TimeEmbed(nn.Module):
+    """Times [B] to features [B, D]: sines and cosines, then two linear layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        features: Tensor = self.mlp(_waves(t * TIME_SCALE, TIME_FEATURES))
+        return features
+
+
+class _Attention(nn.Module):
+    """Every token sees every other; one matrix makes queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        joined = functional.linear(tokens, self.in_proj_weight, self.in_proj_bias)
+        parts = joined.reshape(*tokens.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2])
+        mixed: Tensor = self.out_proj(seen.transpose(1, 2).reshape(tokens.shape))
+        return mixed
 
 
 class _Block(nn.Module):
@@ -192,32 +228,24 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.attn = _Attention(width, heads)
         self.mlp = nn.Sequential(
             nn.Linear(width, MLP_RATIO * width),
             nn.GELU(approximate="tanh"),
             nn.Linear(MLP_RATIO * width, width),
         )
-        self.modulation = nn.Linear(width, MODULATIONS * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        modulation = nn.Linear(width, MODULATIONS * width)
+        nn.init.zeros_(modulation.weight)
+        nn.init.zeros_(modulation.bias)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), modulation)
 
     def forward(self, tokens: Tensor, time: Tensor) -> Tensor:
         """[B, L, D] tokens and [B, D] time features -> [B, L, D]."""
-        parts = self.modulation(time)[:, None].chunk(MODULATIONS, dim=2)
+        parts = self.adaLN_modulation(time)[:, None].chunk(MODULATIONS, dim=2)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        tokens = tokens + gate * self._attend(_normed(tokens) * (1 + scale) + shift)
+        tokens = tokens + gate * self.attn(_normed(tokens) * (1 + scale) + shift)
         mixed: Tensor = mlp_gate * self.mlp(_normed(tokens) * (1 + mlp_scale) + mlp_shift)
         return tokens + mixed
-
-    def _attend(self, tokens: Tensor) -> Tensor:
-        batch, length, width = tokens.shape
-        split = self.qkv(tokens).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(split[0], split[1], split[2])
-        mixed: Tensor = self.proj(seen.transpose(1, 2).reshape(batch, length, width))
-        return mixed
 
 
 def build_router_net(shape: RouterShape, seed: int) -> RouterNet:
@@ -228,7 +256,7 @@ def build_router_net(shape: RouterShape, seed: int) -> RouterNet:
 
 
 def _normed(tokens: Tensor) -> Tensor:
-    return functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+    return functional.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
 
 
 def _waves(positions: Tensor, features: int) -> Tensor:
@@ -239,15 +267,14 @@ def _waves(positions: Tensor, features: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def _grid_waves(shape: RouterShape, tokens: int) -> Tensor:
+def _grid_waves(shape: RouterShape) -> Tensor:
     """Fixed positions [1, L, D]: half the features for the row, half for the column."""
     rows = torch.arange(shape.latent[1] // shape.patch_size, dtype=torch.float32)
     columns = torch.arange(shape.latent[2] // shape.patch_size, dtype=torch.float32)
     grid = torch.cartesian_prod(rows, columns)
     half = shape.width // 2
-    waves: Tensor = torch.cat([_waves(grid[:, 0], half), _waves(grid[:, 1], half)], dim=1)
-    unplaced = torch.zeros(tokens - len(waves), shape.width)  # the CLS token's
-    return torch.cat([unplaced, waves])[None]
+    waves = torch.cat([_waves(grid[:, 0], half), _waves(grid[:, 1], half)], dim=1)
+    return waves[None]
 
 
 @cache

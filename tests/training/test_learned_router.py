@@ -146,7 +146,7 @@ def test_shape_that_does_not_fit_the_weights_is_refused_before_a_net_is_built(
     facts = json.loads((tmp_path / "r" / ROUTER_FILE).read_bytes())
     facts["shape"]["layers"] = 2
     (tmp_path / "r" / ROUTER_FILE).write_text(json.dumps(facts))
-    with pytest.raises(TensorFileError, match=r"lacks tensor blocks\.1"):
+    with pytest.raises(TensorFileError, match=r"lacks tensor layers\.1"):
         load_router(tmp_path / "r", run)
 
 

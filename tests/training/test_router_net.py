@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from training.errors import ConfigError
+from training.paris_layout import NetConfig
+from training.paris_net import PublishedRouter, router_shapes
 from training.router_net import (
     MAX_LAYERS,
     ROUTER_PRESETS,
@@ -24,7 +26,7 @@ def small(**changes: object) -> RouterShape:
 
 @pytest.mark.parametrize(
     ("preset", "latent", "millions"),
-    [("tiny/1", LATENT, 0.2476), ("tiny/2", (4, 32, 32), 0.976), ("B/2", (4, 32, 32), 128.5)],
+    [("tiny/1", LATENT, 0.2517), ("tiny/2", (4, 32, 32), 0.993), ("B/2", (4, 32, 32), 129.1)],
 )
 def test_presets_have_the_parameters_that_the_papers_name(
     preset: str, latent: tuple[int, int, int], millions: float
@@ -37,11 +39,33 @@ def test_papers_router_is_a_dit_b_2_with_a_cls_token() -> None:
     shape = router_shape((4, 32, 32), 8, "B/2")
     schema = shape.schema()
     assert (shape.width, shape.layers, shape.patches) == (768, 12, 256)
-    assert schema["pos_embed"].shape == (1, 257, 768)
+    assert schema["pos_embed"].shape == (1, 256, 768)
     assert schema["cls_token"].shape == (1, 1, 768)
     assert schema["patch_embed.weight"].shape == (768, 4, 2, 2)
-    assert schema["head.weight"].shape == (8, 768)
-    assert schema["blocks.11.modulation.weight"].shape == (6 * 768, 768)
+    assert schema["head.4.weight"].shape == (8, 768)
+    assert schema["layers.11.adaLN_modulation.1.weight"].shape == (6 * 768, 768)
+
+
+def test_published_router_is_a_state_of_this_net() -> None:
+    shape = router_shape((4, 8, 8), 3, "S/2")
+    config = NetConfig(
+        hidden_size=shape.width, num_layers=12, num_heads=6, patch_size=2, in_channels=4
+    )
+    assert {n: s.shape for n, s in shape.schema().items()} == router_shapes(config, (4, 8, 8), 3)
+
+
+def test_answers_are_those_of_the_published_router() -> None:
+    shape = RouterShape(2, 8, 2, 2, (4, 8, 8), 3)
+    net = build_router_net(shape, seed=0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    config = NetConfig(hidden_size=16, num_layers=2, num_heads=2, patch_size=2, in_channels=4)
+    published = PublishedRouter(config, net.state_dict())
+    x_t = torch.randn(3, 4, 8, 8)
+    with torch.no_grad():
+        ours = net(x_t, torch.full((3,), 0.4)).softmax(1)
+    assert torch.allclose(ours, published.probabilities(x_t, 0.4), atol=1e-6)
 
 
 @pytest.mark.parametrize("has_cls", [True, False])
@@ -63,8 +87,8 @@ def test_fresh_nets_of_one_seed_are_equal_and_leave_the_callers_draws_alone() ->
     torch.manual_seed(3)
     one, same, other = (build_router_net(small(), seed) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(1), expected)
-    assert torch.equal(one.head.weight, same.head.weight)
-    assert not torch.equal(one.head.weight, other.head.weight)
+    assert torch.equal(one.cls_token, same.cls_token)
+    assert not torch.equal(one.cls_token, other.cls_token)
 
 
 @pytest.mark.parametrize("is_learned", [True, False])
