@@ -35,6 +35,10 @@ class CrewError(TrainingError):
     """One of the processes that train together is gone; the last save is still there."""
 
 
+class DaskError(TrainingError):
+    """A Dask cluster cannot be reached, or was lost while it worked; nothing here is altered."""
+
+
 class TensorFileError(TrainingError):
     """A tensor file that is not what it should be.
 
