@@ -12,6 +12,7 @@ from node.catalog import Advert, Catalog
 from node.context import NodeContext
 from node.errors import ErrorCode, NodeError
 from node.folders import unpacked_expert, unpacked_folder
+from node.routers import trained_routers
 from node.studio import Studio
 from node.workers.link import Message
 from p2p.errors import PeerError, StorageError, TransportError
@@ -113,6 +114,7 @@ class Drawing:
             "shared": str(materials.shared),
             "experts": {str(k): str(path) for k, (path, _) in materials.experts.items()},
             "summaries": {str(k): str(path) for k, path in materials.summaries.items()},
+            "routers": {k: str(path) for k, path in trained_routers(self.context.folder).items()},
             "prompt": order.prompt,
             "n": order.n,
             "seed": order.seed,

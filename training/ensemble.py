@@ -18,6 +18,7 @@ from training.captions import CaptionPrior
 from training.codecs import Codec
 from training.errors import CheckpointError, ConfigError, TensorFileError, TrainingError
 from training.experts import Expert, load_expert
+from training.learned_router import load_router
 from training.mixture import Strategy, mix
 from training.pictures import encode_png
 from training.plan import (
@@ -113,6 +114,7 @@ class Ensemble:
         shared: Path,
         experts: Mapping[int, Path],
         summaries: Mapping[int, Path] | None = None,
+        routers: Mapping[str, Path] | None = None,
     ) -> "Ensemble":
         """Read a run and the experts at hand, each checked in every part.
 
@@ -121,6 +123,8 @@ class Ensemble:
             experts: cluster -> folder of a published checkpoint.
             summaries: cluster -> file written by `save_summary`; without any, `top1`, `top2` and
                 `all` route by the caption alone.
+            routers: kind ("learned", "synthetic") -> folder of a trained router; one that cannot
+                be used is left out, and logged.
 
         Raises:
             CheckpointError: not one expert is whole and of this run; otherwise those that are not
@@ -135,12 +139,15 @@ class Ensemble:
         size = math.prod(run.facts.latent)
         loaded = _load_experts(experts, run)
         fitted = {k: load_summary(path, size) for k, path in (summaries or {}).items()}
+        named = _load_routers(routers or {}, run)
+        if fitted:
+            named[RouterName.GAUSS] = GaussRouter(fitted)
         return cls(
             run.codec,
             run.text,
             CaptionPrior(dict(enumerate(rows)), run.text),
             loaded,
-            {RouterName.GAUSS: GaussRouter(fitted)} if fitted else None,
+            named,
         )
 
     @property
@@ -254,6 +261,17 @@ class Ensemble:
     def _decode(self, latents: Tensor) -> Tensor:
         """[B, C, H, W] -> uint8 [B, C, S, S]."""
         return (self._codec.decode(latents) * 255).round().to(torch.uint8)
+
+
+def _load_routers(folders: Mapping[str, Path], run: Run) -> dict[RouterName, Router]:
+    """The trained routers that can be used; who asks for another is told that it is not here."""
+    loaded: dict[RouterName, Router] = {}
+    for kind, folder in folders.items():
+        try:
+            loaded[RouterName(kind)] = load_router(folder, run)
+        except (CheckpointError, TensorFileError) as error:
+            logger.warning("%s router left out: %s", kind, error)
+    return loaded
 
 
 def _load_experts(folders: Mapping[int, Path], run: Run) -> dict[int, VelocityNet]:

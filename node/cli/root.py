@@ -16,6 +16,7 @@ _VERBS: Final = {
     "clusters": ("node.cli.inspect:clusters", "Who owns which cluster, and which needs a node."),
     "experts": ("node.cli.experts:experts", "Find, show and pull checkpoints by CID."),
     "generate": ("node.cli.generate:generate", "Draw pictures for a prompt."),
+    "router": ("node.cli.router:router", "Train routers of your own; list and show them."),
     "run": ("node.cli.runs:run", "Make a run from data; list and show runs."),
     "logs": ("node.cli.local:logs", "What the node wrote to its log."),
     "config": ("node.cli.local:config", "The settings and where each came from."),

@@ -121,7 +121,7 @@ def _create(config: "Config", data: str, choices: dict[str, Any], options: Optio
             claim_policy=policy,
         )
         with _Phases(options) as phases:
-            return create_run(data, _store(config), config.paths.data, chosen, phases.update)
+            return create_run(data, open_store(config), config.paths.data, chosen, phases.update)
     except DecodeError as error:
         raise NodeError(ErrorCode.USAGE, f"{error}.", "paris-node run create --help") from error
     except StorageError as error:
@@ -143,7 +143,8 @@ def _policy(lease_s: float) -> Any:  # noqa: ANN401
     )
 
 
-def _store(config: "Config") -> "BlobStore":
+def open_store(config: "Config") -> "BlobStore":
+    """The home's blob store."""
     from p2p.blobs import BlobStore
 
     return BlobStore.open(config.paths.blobs, quota_bytes=config.quota_bytes)
@@ -197,7 +198,7 @@ class _Phases:
 @pass_options
 def list_runs(options: Options) -> None:
     """The runs kept in this home; the built-in one is always there."""
-    found = _known(options)
+    found = known_runs_of(options)
     if options.json:
         print_json({"schema": SCHEMA, "runs": [_run_json(*item) for item in found]})
         return
@@ -223,7 +224,7 @@ def show(options: Options, run_id: str | None) -> None:
     from node.runs import builtin_run_id, parse_run_id
 
     wanted = parse_run_id(run_id) if run_id else options.settings().run or builtin_run_id()
-    manifest = dict(_known(options)).get(wanted)
+    manifest = dict(known_runs_of(options)).get(wanted)
     if manifest is None:
         raise NodeError(
             ErrorCode.NOT_FOUND,
@@ -254,14 +255,15 @@ def show(options: Options, run_id: str | None) -> None:
     )
 
 
-def _known(options: Options) -> list[tuple[str, "RunManifest"]]:
+def known_runs_of(options: Options) -> list[tuple[str, "RunManifest"]]:
+    """The runs kept in this home, the built-in one first."""
     from node.home import prepare
     from node.runs import known_runs
 
     config = options.settings()
     prepare(config.paths)
     found = dict(_shipped())
-    found |= {str(run_id): manifest for run_id, manifest in known_runs(_store(config))}
+    found |= {str(run_id): manifest for run_id, manifest in known_runs(open_store(config))}
     return list(found.items())
 
 

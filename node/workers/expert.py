@@ -1,9 +1,9 @@
 """The program that draws: holds router and experts in memory, carries out one order at a time.
 
-Takes {kind: "draw", shared, experts: {cluster: folder}, summaries: {cluster: file}, prompt, n,
-seed, strategy, top_k, threshold, router, sampler, steps, guidance, threads, device}; says `route`,
-`progress` at each step, `image` (PNG bytes), then `done`; or `failed`. {kind: "cancel"} ends the
-order within one step.
+Takes {kind: "draw", shared, experts: {cluster: folder}, summaries: {cluster: file}, routers: {kind:
+folder}, prompt, n, seed, strategy, top_k, threshold, router, sampler, steps, guidance, threads,
+device}; says `route`, `progress` at each step, `image` (PNG bytes), then `done`; or `failed`.
+{kind: "cancel"} ends the order within one step.
 """
 
 import logging
@@ -18,7 +18,8 @@ from node.workers.link import Message, ParentGoneError, ParentLink
 
 logger = logging.getLogger(__name__)
 
-_EnsembleKey = tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]
+_Paths = tuple[tuple[str, str], ...]
+_EnsembleKey = tuple[str, _Paths, _Paths, _Paths]
 
 
 class _Cancelled(Exception):
@@ -36,17 +37,28 @@ class Easel:
         """The ensemble an order asks for, loaded if it is another than the last."""
         from training.ensemble import Ensemble  # noqa: PLC0415
 
-        experts, summaries = order["experts"], order["summaries"]
-        key = (order["shared"], tuple(experts.items()), tuple(summaries.items()))
+        experts, summaries, routers = order["experts"], order["summaries"], order["routers"]
+        key = (
+            order["shared"],
+            tuple(experts.items()),
+            tuple(summaries.items()),
+            tuple((kind, _version(Path(folder))) for kind, folder in routers.items()),
+        )
         if key != self._key:
             self._key = None
             self._ensemble = Ensemble.load(
                 Path(order["shared"]),
                 {int(cluster): Path(folder) for cluster, folder in experts.items()},
                 {int(cluster): Path(file) for cluster, file in summaries.items()},
+                {kind: Path(folder) for kind, folder in routers.items()},
             )
             self._key = key
         return self._ensemble
+
+
+def _version(folder: Path) -> str:
+    """A folder and the time it was written: a router trained anew lies where the old one lay."""
+    return f"{folder}@{folder.stat().st_mtime_ns if folder.exists() else 0}"
 
 
 def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:

@@ -147,6 +147,7 @@ async def test_expert_program_draws_cancels_and_says_what_is_wrong(
         "shared": str(prepared.shared),
         "experts": saved,
         "summaries": summaries,
+        "routers": {},
         "prompt": "a disc",
         "n": 2,
         "seed": 1,
