@@ -19,6 +19,7 @@ from training.codecs import Codec
 from training.errors import CheckpointError, ConfigError, TensorFileError, TrainingError
 from training.experts import Expert, load_expert
 from training.learned_router import load_router
+from training.lora import with_loras
 from training.mixture import Strategy, mix
 from training.pictures import encode_png
 from training.plan import (
@@ -115,6 +116,7 @@ class Ensemble:
         experts: Mapping[int, Path],
         summaries: Mapping[int, Path] | None = None,
         routers: Mapping[str, Path] | None = None,
+        loras: Mapping[int, Path] | None = None,
     ) -> "Ensemble":
         """Read a run and the experts at hand, each checked in every part.
 
@@ -125,19 +127,21 @@ class Ensemble:
                 `all` route by the caption alone.
             routers: kind ("learned", "synthetic") -> folder of a trained router; one that cannot
                 be used is left out, and logged.
+            loras: cluster -> folder of an adapter to put on its expert.
 
         Raises:
             CheckpointError: not one expert is whole and of this run; otherwise those that are not
                 are left out, and logged.
             ConfigError: no expert, or one of a cluster that the run does not have.
             DataError: no run, or an altered one.
+            LoraError: an adapter is altered, or its expert is another one or not here.
             TensorFileError: malformed weights or summary; names the file.
         """
         run = load_run(shared)
         counts = run.caption_counts
         rows = [dict(zip(counts.captions, row, strict=True)) for row in counts.counts]
         size = math.prod(run.facts.latent)
-        loaded = _load_experts(experts, run)
+        loaded = with_loras(_load_experts(experts, run), loras or {})
         fitted = {k: load_summary(path, size) for k, path in (summaries or {}).items()}
         named = _load_routers(routers or {}, run)
         if fitted:
@@ -274,9 +278,9 @@ def _load_routers(folders: Mapping[str, Path], run: Run) -> dict[RouterName, Rou
     return loaded
 
 
-def _load_experts(folders: Mapping[int, Path], run: Run) -> dict[int, VelocityNet]:
+def _load_experts(folders: Mapping[int, Path], run: Run) -> dict[int, Expert]:
     """The experts that can be used: one bad file spoils no picture."""
-    loaded: dict[int, VelocityNet] = {}
+    loaded: dict[int, Expert] = {}
     problems: list[TrainingError] = []
     for cluster, folder in folders.items():
         try:

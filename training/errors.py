@@ -23,6 +23,10 @@ class CheckpointError(TrainingError):
     """A checkpoint is incomplete, or belongs to another run, preset or codec."""
 
 
+class LoraError(TrainingError):
+    """An adapter is incomplete or altered, or was made for another base."""
+
+
 class DivergedError(TrainingError):
     """The loss is no longer a finite number: nothing was saved from that step on."""
 

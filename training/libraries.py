@@ -1,4 +1,4 @@
-"""Loading transformers and diffusers without their noise and without the network.
+"""Loading transformers, diffusers and peft without their noise and without the network.
 
 They are imported only when a model is built: together they cost seconds. Their warnings concern
 optional parts that this package does not use.
@@ -124,3 +124,12 @@ def cached_hub_file(repository: str, name: str) -> Path | None:
 
         found = try_to_load_from_cache(repository, name)
     return Path(found) if isinstance(found, str) else None
+
+
+@cache
+def peft_parts() -> tuple[Any, Any]:
+    """The class `LoraConfig` of peft and its function `inject_adapter_in_model`."""
+    with _offline_and_quiet():
+        from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415
+
+        return LoraConfig, inject_adapter_in_model
