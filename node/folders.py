@@ -31,7 +31,7 @@ async def unpacked_folder(context: NodeContext, root: BlobId, label: str) -> Pat
         NodeError: if it can't be had from anybody.
         StorageError: if the disk refuses.
     """
-    target = context.folder / "unpacked" / root
+    target = unpacked_place(context.folder, root)
     if not target.exists():
         folder = await context.fetcher.folder(root, label=label)
         await _unpack(context, folder.files, target)
@@ -83,7 +83,7 @@ async def unpacked_checkpoint(
         StorageError: if the disk refuses.
     """
     manifest = (await context.fetcher.manifest(cid, hints=(owner,))).record
-    target = checkpoint_folder(context, manifest, cid)
+    target = checkpoint_folder(context.folder, manifest, cid)
     label = label or expert_label(manifest.cluster, manifest.samples)
     await context.fetcher.checkpoint(cid, label=label, hints=(owner,), on_progress=on_progress)
     if not target.exists():
@@ -92,16 +92,26 @@ async def unpacked_checkpoint(
     return target
 
 
-def checkpoint_folder(context: NodeContext, manifest: CheckpointManifest, cid: BlobId) -> Path:
+def checkpoint_folder(run_folder: Path, manifest: CheckpointManifest, cid: BlobId) -> Path:
     """Where a checkpoint lies, or would lie, unpacked."""
-    return context.folder / "experts" / str(manifest.cluster) / cid
+    return run_folder / "experts" / str(manifest.cluster) / cid
+
+
+def unpacked_place(run_folder: Path, root: BlobId) -> Path:
+    """Where a `FileSet` lies, or would lie, unpacked."""
+    return run_folder / "unpacked" / root
 
 
 async def _unpack(context: NodeContext, files: tuple[FileEntry, ...], target: Path) -> None:
-    await trio.to_thread.run_sync(_materialise, context.blobs, files, target)
+    await trio.to_thread.run_sync(materialise, context.blobs, files, target)
 
 
-def _materialise(blobs: BlobStore, files: tuple[FileEntry, ...], target: Path) -> None:
+def materialise(blobs: BlobStore, files: tuple[FileEntry, ...], target: Path) -> None:
+    """Write files out of the store as a folder, unless another task was faster. Blocks.
+
+    Raises:
+        StorageError: a chunk is not there or was altered, or the disk refuses.
+    """
     try:
         blobs.materialise(files, target)
     except StorageError:

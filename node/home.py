@@ -77,6 +77,11 @@ class Home:
         return self.data / "runs"
 
     @property
+    def loras(self) -> Path:
+        """Adapters trained here, one folder each."""
+        return self.data / "loras"
+
+    @property
     def log_file(self) -> Path:
         """What the node did, for people."""
         return self.state / "node.log"
@@ -117,7 +122,7 @@ def prepare(home: Home) -> None:
     """
     for folder in dict.fromkeys((home.config, home.data, home.state)):
         _make_private(folder)
-    for folder in (home.blobs, home.runs):
+    for folder in (home.blobs, home.runs, home.loras):
         if folder.exists() and not folder.is_dir():
             raise _in_the_way(folder, "a folder")
     for file in (home.config_file, home.identity_key, home.database, home.log_file,

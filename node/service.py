@@ -234,7 +234,7 @@ class NodeService:
             "parent": record.parent,
             "bytes": record.size,
             "files": [{"name": entry.name, "bytes": entry.size} for entry in record.files],
-            "local": checkpoint_folder(self.context, record, blob).exists(),
+            "local": checkpoint_folder(self.context.folder, record, blob).exists(),
             "providers": sorted({*holders, manifest.owner}),
         }
 

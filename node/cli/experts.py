@@ -1,7 +1,7 @@
 """Checkpoints by CID: find, show, pull."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from node.cli.output import (
 )
 from node.cli.progress import Progress
 from node.errors import ErrorCode, NodeError
+
+if TYPE_CHECKING:
+    from p2p.ids import BlobId
 
 Answer = Mapping[str, Any]
 
@@ -88,7 +91,7 @@ def find(options: Options, cluster: int | None) -> None:
 @pass_options
 def show(options: Options, cid: str) -> None:
     """One checkpoint: where it comes from, its files, who has it."""
-    answer: Answer = options.client().get(f"/api/v1/experts/{_checked(cid)}")
+    answer: Answer = options.client().get(f"/api/v1/experts/{checked_cid(cid)}")
     if options.json:
         print_json(answer)
         return
@@ -131,10 +134,25 @@ def show(options: Options, cid: str) -> None:
 @pass_options
 def pull(options: Options, cid: str) -> None:
     """Fetch a checkpoint from everyone who has it, each chunk verified."""
-    path = f"/api/v1/experts/{_checked(cid)}/pull"
+    done = pull_checkpoint(options, checked_cid(cid))
+    if options.json:
+        print_json({"schema": SCHEMA, **{k: v for k, v in done.items() if k != "event"}})
+        return
+    click.echo(
+        f"pulled {size_text(done.get('bytes'))} in {duration_text(done.get('seconds'))}"
+        f"   {done.get('path')}"
+    )
+
+
+def pull_checkpoint(options: Options, cid: str) -> Answer:
+    """Have the running node fetch a checkpoint, with a bar; its last word on it.
+
+    Raises:
+        NodeError: `NOT_RUNNING`, or that it can't be had, with the reason.
+    """
     done: Answer | None = None
     with (
-        options.client().stream(path) as events,
+        options.client().stream(f"/api/v1/experts/{cid}/pull") as events,
         Progress("pull", unit="bytes", options=options) as progress,
     ):
         for event in events:
@@ -146,16 +164,15 @@ def pull(options: Options, cid: str) -> None:
         raise NodeError(
             ErrorCode.FAILED, "The node ended the pull without a word.", "paris-node logs"
         )
-    if options.json:
-        print_json({"schema": SCHEMA, **{k: v for k, v in done.items() if k != "event"}})
-        return
-    click.echo(
-        f"pulled {size_text(done.get('bytes'))} in {duration_text(done.get('seconds'))}"
-        f"   {done.get('path')}"
-    )
+    return done
 
 
-def _checked(cid: str) -> str:
+def checked_cid(cid: str) -> "BlobId":
+    """A checkpoint's CID as a person typed it.
+
+    Raises:
+        NodeError: `USAGE` if it is none.
+    """
     from p2p.errors import DecodeError
     from p2p.ids import parse_blob_id
 

@@ -58,16 +58,22 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, done: object, total: object, sources: object = None) -> None:
-        """Say how far it is; a smaller number than before is not believed."""
+    def update(self, done: object, total: object, detail: object = None) -> None:
+        """Say how far it is; a smaller number than before is not believed.
+
+        Args:
+            done: bytes or steps.
+            total: of them.
+            detail: a number of sources, or words.
+        """
         if self._is_silent or not isinstance(done, int) or not isinstance(total, int):
             return
         self._done = max(self._done, min(done, total))
         if is_interactive():
-            self._draw(total, sources)
+            self._draw(total, detail)
         elif self._clock() - self._said >= LINE_EVERY_S:
             self._said = self._clock()
-            click.echo(self._line(total, sources), err=True)
+            click.echo(self._line(total, detail), err=True)
 
     def note(self, text: str) -> None:
         """A line of commentary, above the bar if there is one."""
@@ -76,7 +82,7 @@ class Progress:
         else:
             self._bar.console.print(text, markup=False, highlight=False)
 
-    def _line(self, total: int, sources: object) -> str:
+    def _line(self, total: int, detail: object) -> str:
         elapsed = max(self._clock() - self._started, 1e-9)
         left = (total - self._done) * elapsed / self._done if self._done else None
         show = size_text if self._unit == "bytes" else count_text
@@ -84,18 +90,17 @@ class Progress:
         if self._unit == "bytes":
             parts.append(f"{size_text(self._done / elapsed)}/s")
         parts.append(f"{duration_text(left)} left")
-        if isinstance(sources, int):
-            parts.append(_sources_text(sources))
-        return "  ".join(parts)
+        parts.append(_detail_text(detail))
+        return "  ".join(part for part in parts if part)
 
-    def _draw(self, total: int, sources: object) -> None:
+    def _draw(self, total: int, detail: object) -> None:
         if self._bar is None:
             self._bar = self._make_bar()
             self._bar.start()
-            self._task = self._bar.add_task(self._label, total=total, sources="")
+            self._task = self._bar.add_task(self._label, total=total, detail="")
         assert self._task is not None  # noqa: S101  # made with the bar
-        text = _sources_text(sources) if isinstance(sources, int) else ""
-        self._bar.update(self._task, completed=self._done, total=total, sources=text)
+        text = _detail_text(detail)
+        self._bar.update(self._task, completed=self._done, total=total, detail=text)
 
     def _make_bar(self) -> "RichProgress":
         from rich.console import Console
@@ -119,10 +124,12 @@ class Progress:
             BarColumn(bar_width=24),
             *counts,
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[sources]}"),
+            TextColumn("{task.fields[detail]}"),
             console=Console(stderr=True),
         )
 
 
-def _sources_text(sources: int) -> str:
-    return "1 source" if sources == 1 else f"{sources} sources"
+def _detail_text(detail: object) -> str:
+    if isinstance(detail, int):
+        return "1 source" if detail == 1 else f"{detail} sources"
+    return detail if isinstance(detail, str) else ""

@@ -62,7 +62,7 @@ class Trainer:
         config = replace(
             run.spec.train_config(cluster.number),
             threads=order["threads"],
-            device=_device(order["device"]),
+            device=device_of(order["device"]),
         )
         start_from = Path(order["start_from"]) if order["start_from"] else None
         self._summarise(cluster, state.parent / f"summary-{cluster.number}.safetensors")
@@ -121,7 +121,8 @@ class Trainer:
         self._say("failed", error=str(error) or type(error).__name__)
 
 
-def _device(wanted: str) -> str:
+def device_of(wanted: str) -> str:
+    """The torch device that a setting means: "auto" takes the GPU if there is one."""
     if wanted != "auto":
         return wanted
     import torch  # noqa: PLC0415

@@ -1,0 +1,344 @@
+"""Adapters: train one on a published expert, list and show those kept here."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from node.api import SCHEMA, Json
+from node.cli.command import VerbGroup
+from node.cli.experts import checked_cid, pull_checkpoint
+from node.cli.files import check_folder
+from node.cli.options import Options, pass_options
+from node.cli.output import (
+    count_text,
+    duration_text,
+    print_fields,
+    print_json,
+    print_table,
+    short_id,
+    size_text,
+)
+from node.cli.progress import Progress
+from node.errors import ErrorCode, NodeError
+
+if TYPE_CHECKING:
+    from node.config import Config
+    from node.loras import Base, Shelved
+    from p2p.ids import BlobId
+    from training.data import SkipReport
+    from training.lora import LoraJob, LoraStep
+    from training.lora_settings import LoraSettings
+
+REPORT_EVERY_S: Final = 0.2
+
+
+@click.group(
+    cls=VerbGroup,
+    examples=(
+        "paris-node lora train ./my-pictures --expert bafkrei...",
+        "paris-node lora list",
+        "paris-node lora show my-pictures-4zjq5m-r4",
+    ),
+)
+def lora() -> None:
+    """Train an adapter on an expert; list and show those here."""
+
+
+@lora.command(
+    examples=(
+        "paris-node lora train ./my-pictures --expert bafkrei...",
+        "paris-node lora train ./my-pictures --expert bafkrei... --rank 8 --samples 20000",
+        "paris-node lora train ./my-pictures --expert bafkrei... -o ./my-style --json",
+    )
+)
+@click.argument("data")
+@click.option("--expert", required=True, metavar="CID", help="The checkpoint it is made for.")
+@click.option(
+    "--rank", type=click.IntRange(1, 64), default=4, show_default=True, metavar="R",
+    help="How much it can learn; its size grows with it.",
+)  # fmt: skip
+@click.option(
+    "--alpha", type=click.FloatRange(min=0, min_open=True), metavar="A",
+    help="Its strength is A / R; A is R unless said.",
+)  # fmt: skip
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=8_000, show_default=True, metavar="N",
+    help="Pictures to see in all.",
+)  # fmt: skip
+@click.option(
+    "--batch", type=click.IntRange(min=1, max=4096), default=32, show_default=True, metavar="N",
+    help="Of them in a step.",
+)  # fmt: skip
+@click.option(
+    "--lr", "learning_rate", type=click.FloatRange(min=0, min_open=True), default=2e-3,
+    show_default=True, metavar="X", help="Peak of the learning rate.",
+)  # fmt: skip
+@click.option(
+    "--modules", "targets", type=click.Choice(["attention", "attention+ff"]),
+    default="attention+ff", show_default=True, help="Which layers it changes.",
+)  # fmt: skip
+@click.option(
+    "--seed", type=click.IntRange(min=0, max=2**31 - 1), default=0, show_default=True, metavar="N"
+)
+@click.option("--licence", metavar="TEXT", help="Recorded with it: CC0-1.0, CC-BY-4.0...")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Where it is to lie, instead of the home.",
+)  # fmt: skip
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1... instead of the setting.")
+@click.option("--restart", is_flag=True, help="Forget an interrupted training of this name.")
+@pass_options
+def train(
+    options: Options,
+    data: str,
+    *,
+    expert: str,
+    output: Path | None,
+    device: str | None,
+    restart: bool,
+    **choices: Any,  # noqa: ANN401
+) -> None:
+    """Train a LoRA on one expert with your captioned pictures in DATA.
+
+    DATA is what `paris-node run create` takes: a folder of pictures with metadata.jsonl or telling
+    file names, parquet, webdataset... Some pictures are held out, and the expert's own loss on
+    them, without the LoRA and with it, is the result. Ctrl-C saves; the same command goes on.
+    """
+    from node.home import prepare
+    from node.loras import default_folder, make_ready, training_errors
+
+    config = options.load(device=device).config
+    prepare(config.paths)
+    cid = checked_cid(expert)
+    folder = output or default_folder(config.paths, data, cid, choices["rank"])
+    if output is not None:
+        check_folder(folder.absolute().parent)
+    base = _base(options, config, cid)
+    settings = _settings(config, choices)
+    with training_errors():
+        job, skipped = make_ready(base, data, settings, folder, config.device)
+    if restart:
+        from training.lora import discard
+
+        discard(job)
+    _tell(options, *_train(options, job, skipped))
+
+
+def _settings(config: "Config", choices: dict[str, Any]) -> "LoraSettings":
+    from node.loras import training_errors
+    from training.lora_settings import LoraSettings
+
+    choices["licence"] = choices["licence"] or ""
+    with training_errors():
+        return LoraSettings(**choices, threads=config.threads)
+
+
+def _base(options: Options, config: "Config", cid: "BlobId") -> "Base":
+    """The checkpoint, pulled first if it is elsewhere and a node runs here."""
+    from node.home import read_api_file
+    from node.loras import find_base, has_checkpoint
+    from p2p.blobs import BlobStore
+
+    blobs = BlobStore.open(config.paths.blobs, quota_bytes=config.quota_bytes)
+    if not has_checkpoint(blobs, cid) and read_api_file(config.paths) is not None:
+        pull_checkpoint(options, cid)
+    return find_base(config.paths, blobs, cid)
+
+
+def _train(options: Options, job: "LoraJob", skipped: "SkipReport") -> "tuple[Shelved, float]":
+    """Train with a bar; the adapter and the seconds it took.
+
+    Raises:
+        NodeError: `INTERRUPTED` once a first Ctrl-C was obeyed.
+    """
+    from node.loras import train_job, training_errors
+
+    began = told = time.monotonic()
+    with Progress("train", unit="steps", options=options) as progress, _first_signal() as stop:
+        if not options.quiet:
+            progress.note(_opening(job, skipped))
+
+        def tell(step: "LoraStep") -> None:
+            nonlocal told
+            is_last = step.samples >= job.settings.samples
+            if is_last or time.monotonic() - told >= REPORT_EVERY_S:
+                told = time.monotonic()
+                detail = f"loss {step.loss:.3f}  {step.samples_per_s:.0f} samples/s"
+                progress.update(
+                    min(step.samples, job.settings.samples), job.settings.samples, detail
+                )
+
+        with training_errors():
+            done = train_job(job, stop.is_set, tell)
+    if isinstance(done, int):
+        raise NodeError(
+            ErrorCode.INTERRUPTED,
+            f"Stopped and saved at {done:,} of {job.settings.samples:,} samples.",
+            "the same command goes on from there",
+        )
+    return done, time.monotonic() - began
+
+
+def _opening(job: "LoraJob", skipped: "SkipReport") -> str:
+    """What is trained on what, and which files were left out."""
+    base = f"expert of cluster {job.base.info.cluster}, {short_id(job.cid)}"
+    lines = [f"base    {base}   {len(job.rows):,} pictures"]
+    lines += [f"skipped {group}" for group in skipped.groups]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _first_signal() -> Iterator[Event]:
+    """An event set by the first Ctrl-C or SIGTERM; a second one ends the work where it is."""
+    stop = Event()
+
+    def obey(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, obey) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(options: Options, done: "Shelved", seconds: float) -> None:
+    if options.json:
+        print_json({"schema": SCHEMA, "lora": _lora_json(done), "seconds": round(seconds, 1)})
+        return
+    click.echo(done.folder)
+    if options.quiet:
+        return
+    held_out = done.info.held_out
+    print_fields(
+        [
+            ("id", done.id),
+            ("loss", _loss_text(done)),
+            ("size", size_text(done.size_bytes)),
+            ("took", duration_text(seconds)),
+            ("see it", f"paris-node lora show {done.name}"),
+        ]
+    )
+    if held_out.after >= held_out.before:
+        click.echo(
+            "It is no better than the expert alone on pictures held out: try more pictures, more"
+            " --samples, or another --lr.",
+            err=True,
+        )
+
+
+@lora.command(
+    "list",
+    examples=("paris-node lora list", "paris-node lora list -q", "paris-node lora list --json"),
+)
+@pass_options
+def list_loras(options: Options) -> None:
+    """The LoRAs kept in this home."""
+    from node.loras import Shelved, shelved
+
+    found = list(shelved(options.settings().paths))
+    good = [item for item in found if isinstance(item, Shelved)]
+    broken = [item for item in found if not isinstance(item, Shelved)]
+    if options.json:
+        print_json(
+            {
+                "schema": SCHEMA,
+                "loras": [_lora_json(item) for item in good],
+                "broken": [{"path": str(path), "why": why} for path, why in broken],
+            }
+        )
+        return
+    rows = [
+        (
+            item.name,
+            item.id,
+            str(item.info.base.cluster),
+            str(item.info.rank),
+            f"{item.info.held_out.before:.3f} -> {item.info.held_out.after:.3f}",
+            size_text(item.size_bytes),
+        )
+        for item in good
+    ]
+    if rows:
+        print_table(("NAME", "ID", ">CLUSTER", ">RANK", ">LOSS", ">SIZE"), rows)
+    else:
+        click.echo("No LoRA is kept here yet: paris-node lora train DATA --expert CID")
+    for path, why in broken:
+        click.echo(f"broken  {path}: {why}", err=True)
+
+
+@lora.command(
+    examples=(
+        "paris-node lora show my-pictures-4zjq5m-r4",
+        "paris-node lora show ./my-style",
+        "paris-node lora show 1f4d051654 --json | jq .lora.base.cid",
+    )
+)
+@click.argument("wanted", metavar="FOLDER|NAME|ID")
+@pass_options
+def show(options: Options, wanted: str) -> None:
+    """One LoRA, checked in every part: its base, its shape, what it was measured to do."""
+    from node.loras import find_lora
+
+    found = find_lora(options.settings().paths, wanted)
+    if options.json:
+        print_json({"schema": SCHEMA, "lora": _lora_json(found)})
+        return
+    info = found.info
+    base = info.base
+    print_fields(
+        [
+            ("name", found.name),
+            ("id", info.sha256 if options.verbose else found.id),
+            ("folder", str(found.folder)),
+            (
+                "base",
+                f"expert of cluster {base.cluster}, {base.preset}, {base.objective}\n"
+                f"{base.cid or 'never published'}\n"
+                f"weights {short_id(base.model_digest, whole=options.verbose)}",
+            ),
+            ("changes", f"{len(info.modules)} layers ({info.targets})"),
+            ("rank", f"{info.rank}   alpha {info.alpha:g}   {info.parameters:,} numbers"),
+            (
+                "trained",
+                f"{count_text(info.samples)} samples of {count_text(info.rows)} pictures"
+                f"   seed {info.seed}",
+            ),
+            ("loss", _loss_text(found)),
+            ("data", short_id(info.data, whole=options.verbose)),
+            ("licence", info.licence or "not said"),
+            ("size", size_text(found.size_bytes)),
+            ("checked", "every file against its digest, every number against its bounds"),
+        ]
+    )
+
+
+def _loss_text(found: "Shelved") -> str:
+    held_out = found.info.held_out
+    change = held_out.after / held_out.before - 1 if held_out.before else 0.0
+    pictures = "1 picture" if held_out.rows == 1 else f"{held_out.rows} pictures"
+    return f"{held_out.before:.4f} -> {held_out.after:.4f} ({change:+.0%}) on {pictures} held out"
+
+
+def _lora_json(found: "Shelved") -> Json:
+    """{id, name, path, bytes, parameters, and the facts of lora.json}."""
+    from training.jsonio import to_json
+
+    return {
+        "id": found.id,
+        "name": found.name,
+        "path": str(found.folder),
+        "bytes": found.size_bytes,
+        "parameters": found.info.parameters,
+        **to_json(found.info),
+    }
