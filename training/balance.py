@@ -19,14 +19,21 @@ CAPACITY: Final = 1.4
 fine centroid is never cut, so one that is larger than the room left may exceed it.)"""
 
 
-def group(fine: Tensor, counts: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Group fine centroids into clusters of comparable size; the cheapest of several tries.
+def group(
+    fine: Tensor,
+    counts: Tensor,
+    clusters: int,
+    generator: torch.Generator,
+    capacity: float = CAPACITY,
+) -> Tensor:
+    """Group fine centroids into clusters of comparable size; the cheapest of `RESTARTS` tries.
 
     Args:
         fine: float32 [F, D], distinct.
         counts: float32 [F], the rows of each, positive.
         clusters: K <= F.
         generator: of the starts.
+        capacity: times N / K; infinity lets clusters be of any size.
 
     Returns:
         the cluster of each fine centroid, int64 [F]; each cluster has at least one.
@@ -34,27 +41,27 @@ def group(fine: Tensor, counts: Tensor, clusters: int, generator: torch.Generato
     Raises:
         DataError: fewer than K distinct centroids.
     """
-    tries = [_balanced(fine, counts, clusters, generator) for _ in range(RESTARTS)]
+    room = capacity * float(counts.sum()) / clusters
+    starts = [plus_plus(fine, counts, clusters, generator) for _ in range(RESTARTS)]
+    distinct = min(map(len, starts))
+    if distinct < clusters:
+        raise DataError(
+            f"{clusters} clusters need as many different pictures, found only {distinct}"
+        )
+    tries = [_balanced(fine, counts, start, room) for start in starts]
     return min(tries, key=lambda found: found[1])[0]
 
 
-def _balanced(
-    fine: Tensor, counts: Tensor, clusters: int, generator: torch.Generator
-) -> tuple[Tensor, float]:
-    """One try; returns owners int64 [F] and the weighted cost."""
-    centres = plus_plus(fine, counts, clusters, generator)
-    if len(centres) < clusters:
-        raise DataError(
-            f"{clusters} clusters need as many different pictures, found only {len(centres)}"
-        )
-    owners = _assign(fine, counts, centres)
+def _balanced(fine: Tensor, counts: Tensor, centres: Tensor, room: float) -> tuple[Tensor, float]:
+    """One try from these centres; returns owners int64 [F] and the weighted cost."""
+    owners = _assign(fine, counts, centres, room)
     for _ in range(ITERATIONS):
-        centres = _means(fine, counts, owners, clusters)
-        moved = _assign(fine, counts, centres)
+        centres = _means(fine, counts, owners, len(centres))
+        moved = _assign(fine, counts, centres, room)
         if torch.equal(moved, owners):
             break
         owners = moved
-    centres = _means(fine, counts, owners, clusters)
+    centres = _means(fine, counts, owners, len(centres))
     cost = (fine - centres[owners]).square().sum(1) * counts
     return owners, float(cost.double().sum())
 
@@ -67,12 +74,12 @@ def _means(rows: Tensor, weights: Tensor, owners: Tensor, count: int) -> Tensor:
     return (sums / total[:, None]).float()
 
 
-def _assign(fine: Tensor, counts: Tensor, centres: Tensor) -> Tensor:
+def _assign(fine: Tensor, counts: Tensor, centres: Tensor, capacity: float) -> Tensor:
     """Nearest centre with room left; those who would lose most choose first; none stays empty."""
     gaps = distances(fine, centres)
     clusters = len(centres)
     owners = torch.full((len(fine),), -1, dtype=torch.int64)
-    room = torch.full((clusters,), CAPACITY * float(counts.sum()) / clusters)
+    room = torch.full((clusters,), capacity)
     for k in range(clusters):  # each centre keeps one of its own, so that no cluster is empty
         free = gaps[:, k].masked_fill(owners >= 0, float("inf"))
         own = int(free.argmin())

@@ -43,15 +43,17 @@ LARGEST: Final = 2.0**50
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How the work is cut and who does it; the result is the same.
+    """Who does the work and how it is cut, which change no bit of the result; how long it goes on.
 
     Args:
         mapper: runs functions on blocks.
         block_rows: rows of a block; None takes what fits in 64 MiB.
+        full_passes: over all rows, if they are more than the sample.
     """
 
     mapper: Mapper = LOCAL
     block_rows: int | None = None
+    full_passes: int = FULL_PASSES
 
 
 HERE: Final = Job()
@@ -65,7 +67,7 @@ def two_stage(
     Up to `SAMPLE_ROWS` rows (`SAMPLE_BYTES`) all of them are used throughout. Of more, the start
     and its first passes see a sample, one row drawn from each of as many equal stretches: sources
     are often stored class by class, so that a head would miss classes, where stretches take each
-    class by its share. Then up to `FULL_PASSES` passes see all rows.
+    class by its share. Then up to `Job.full_passes` passes see all rows.
 
     Args:
         features: floating-point [N, D], or rows in files.
@@ -82,24 +84,45 @@ def two_stage(
             infinite or beyond `LARGEST`, named by its number.
     """
     rows = MemoryRows(features) if isinstance(features, Tensor) else features
+    generator = torch.Generator().manual_seed(seed)
+    fine, counts = fine_stage(rows, clusters, generator, job)
+    return fine, group(fine, counts, clusters, generator)
+
+
+def fine_stage(
+    rows: Rows, clusters: int, generator: torch.Generator, job: Job = HERE
+) -> tuple[Tensor, Tensor]:
+    """The first of the two stages.
+
+    Args:
+        rows: N of them.
+        clusters: fewer fine centroids than this are an error.
+        generator: of the start; its seed draws the sample.
+        job: who works.
+
+    Returns:
+        fine centroids float32 [F, D] and how many rows are nearest to each, float32 [F].
+
+    Raises:
+        DataError: see `two_stage`.
+    """
     if not 1 <= clusters <= len(rows) <= MAX_ROWS:
         raise DataError(f"{clusters} clusters of {len(rows)} rows: expected 1 to {len(rows)}")
-    generator = torch.Generator().manual_seed(seed)
-    survey = _survey(rows, clusters, seed, job)
+    survey = _survey(rows, clusters, generator.initial_seed(), job)
     sample = survey.sample
     wanted = max(clusters, min(FINE_MAX, len(rows) // ROWS_PER_FINE))
     fine = plus_plus(sample, torch.ones(len(sample)), wanted, generator)
     passes = ITERATIONS
     if len(sample) < len(rows):
-        fine, _ = _lloyd(MemoryRows(sample), fine, Lloyd(ITERATIONS, survey.largest), HERE)
-        passes = FULL_PASSES
-    fine, counts = _lloyd(rows, fine, Lloyd(passes, survey.largest), job)
+        fine, _ = _lloyd(MemoryRows(sample), fine, _Lloyd(ITERATIONS, survey.largest), HERE)
+        passes = job.full_passes
+    fine, counts = _lloyd(rows, fine, _Lloyd(passes, survey.largest), job)
     if len(fine) < clusters:
         where = f" in {len(sample)} of {len(rows)}" if len(sample) < len(rows) else ""
         raise DataError(
             f"{clusters} clusters need as many different pictures, found only {len(fine)}{where}"
         )
-    return fine, group(fine, counts, clusters, generator)
+    return fine, counts
 
 
 def assign(rows: Rows, fine: Tensor, coarse: Tensor, job: Job = HERE) -> Iterator[Tensor]:
@@ -132,7 +155,7 @@ def take(rows: Rows, numbers: Tensor, job: Job = HERE) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Lloyd:
+class _Lloyd:
     """How a k-means is run: at most `passes`; no number of the rows is above `largest`."""
 
     passes: int
@@ -188,7 +211,7 @@ def _look(job: tuple[Rows, Tensor]) -> _Survey:
     return _Survey(largest, torch.cat(kept))
 
 
-def _lloyd(rows: Rows, centroids: Tensor, how: Lloyd, job: Job) -> tuple[Tensor, Tensor]:
+def _lloyd(rows: Rows, centroids: Tensor, how: _Lloyd, job: Job) -> tuple[Tensor, Tensor]:
     """Move centroids to the means of their rows until none moves.
 
     Returns:

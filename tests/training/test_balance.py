@@ -1,9 +1,13 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from training.balance import CAPACITY, group
+from training.errors import DataError
+
+FAR = torch.tensor([[50.0, 50.0], [51.0, 50.0], [50.0, 51.0], [51.0, 51.0]])
 
 
 @st.composite
@@ -67,3 +71,18 @@ def test_capacity_holds_where_centroids_are_small(case: tuple[Tensor, Tensor, in
 @given(fine_centroids())
 def test_the_same_seed_gives_the_same_groups(case: tuple[Tensor, Tensor, int, int]) -> None:
     assert torch.equal(grouped(*case), grouped(*case))
+
+
+def test_without_a_capacity_each_centroid_is_near_its_own_centre() -> None:
+    """A large group stays whole; under the rule it must give some away."""
+    fine = torch.cat([torch.randn(30, 2, generator=torch.Generator().manual_seed(0)), FAR])
+    counts = torch.full((len(fine),), 10.0)
+    free = group(fine, counts, 2, torch.Generator().manual_seed(0), capacity=float("inf"))
+    assert sorted(free.bincount().tolist()) == [4, 30]
+    ruled = group(fine, counts, 2, torch.Generator().manual_seed(0))
+    assert int(ruled.bincount().max()) * 10 <= CAPACITY * 340 / 2
+
+
+def test_fewer_distinct_centroids_than_clusters_are_an_error() -> None:
+    with pytest.raises(DataError, match="3 clusters need as many different pictures, found only 2"):
+        grouped(torch.tensor([[0.0], [1.0], [1.0]]), torch.ones(3), 3, 0)

@@ -77,13 +77,12 @@ def test_clusters_are_those_found_here_to_the_bit(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kmeans, "SAMPLE_ROWS", 100)
-    monkeypatch.setattr(kmeans, "FULL_PASSES", 3)
     features = torch.randn(260, 6, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "rows.npy", features.numpy())
-    here = two_stage(features, 3, seed=0)
+    here = two_stage(features, 3, seed=0, job=Job(full_passes=3))
     owners = torch.cat(list(assign(MemoryRows(features), *here)))
     with dask_mapper(cluster.scheduler_address, SOON) as mapper:
-        job = Job(mapper, block_rows=90)
+        job = Job(mapper, block_rows=90, full_passes=3)
         for rows in (open_rows(tmp_path / "rows.npy"), MemoryRows(features)):
             there = two_stage(rows, 3, seed=0, job=job)
             assert torch.equal(there[0], here[0])

@@ -137,7 +137,8 @@ def test_rows_in_a_file_give_what_rows_in_memory_give(dtype: str, tmp_path: Path
     assert torch.equal(from_file[1], in_memory[1])
 
 
-def test_two_threads_give_what_one_gives() -> None:
+def test_two_threads_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "ITERATIONS", 3)
     features = noise(600, width=16)
     one = two_stage(features, 4, seed=0)
     torch.set_num_threads(2)
