@@ -1,6 +1,8 @@
 """How experts are chosen, as one word on the wire and in receipts: `top2`, `threshold0.25@gauss`.
 
-    <sticky | all | topK | thresholdT> [ @ <caption | gauss | learned | synthetic> ]
+    <sticky | relay | contrast | all | topK | thresholdT> [ @ ROUTER ]
+
+with the router one of `ROUTERS`.
 
 One label says strategy, its parameter and the router, so that requests and receipts keep their
 fields: a node that does not know a label refuses it by name, and labels of older nodes mean what
@@ -13,7 +15,7 @@ from typing import Final
 from p2p.errors import DecodeError, LimitError
 from p2p.limits import MAX_CLUSTERS, MAX_LABEL
 
-STRATEGIES: Final = ("sticky", "top1", "top2", "topk", "threshold", "all")
+STRATEGIES: Final = ("sticky", "relay", "contrast", "top1", "top2", "topk", "threshold", "all")
 """What a person may say; `topk` and `threshold` take a number."""
 ROUTERS: Final = ("caption", "gauss", "learned", "synthetic")
 SAMPLERS: Final = ("ab2", "euler", "heun")
@@ -95,5 +97,9 @@ def _of_word(word: str, router: str | None) -> Routing:
 
 
 def _unknown(name: str, value: str) -> DecodeError:
-    known = ROUTERS if name == "router" else ("sticky", "all", "top<k>", "threshold<p>")
+    known = (
+        ROUTERS
+        if name == "router"
+        else ("sticky", "relay", "contrast", "all", "top<k>", "threshold<p>")
+    )
     return DecodeError(f"{name}: got {value[:40]!r}, expected one of {', '.join(known)}")

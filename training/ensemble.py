@@ -206,7 +206,7 @@ class Ensemble:
         clusters, options = self._prior.clusters, plan.options
         table = self._prior.probabilities(plan.captions)
         uniforms = torch.tensor([seed_uniform(seed) for seed in plan.seeds]).double()
-        whole = mix(table, clusters, self.clusters, options.choice, uniforms)
+        whole = mix(table, clusters, self.clusters, options.choice_at(1.0), uniforms)
         shares = whole.shares()
         asked = self._noise_experts & shares.keys()
         if not asked:

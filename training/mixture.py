@@ -40,6 +40,12 @@ class Strategy(StrEnum):
     """Every expert whose probability is at least `threshold`, and the likeliest in any case."""
     ALL = "all"
     """Every expert, weighted by its probability."""
+    RELAY = "relay"
+    """One expert, drawn as by `sticky`, opens the picture; then the two likeliest of every step.
+    Near pure noise nothing tells clusters apart, and the two largest would always begin."""
+    CONTRAST = "contrast"
+    """One expert, drawn as by `sticky`, pushed away from what the likeliest other one would do:
+    guidance by a worse model (arXiv 2406.02507), where the worse model is a neighbour."""
     RANDOM = "random"
     """A fresh draw of one expert at every step: the papers' worst case, for comparison only."""
 
@@ -78,7 +84,8 @@ class Mixture:
 
     Attributes:
         clusters: the cluster of each column.
-        weights: [B, E] float64, rows sum to 1; a zero means that the expert is not asked.
+        weights: [B, E] float64, rows sum to 1; a zero means that the expert is not asked, and one
+            below zero that the picture is pushed away from its answer.
         dropped: probability that fell on clusters without a reachable expert, mean over the batch.
     """
 
@@ -87,8 +94,8 @@ class Mixture:
     dropped: Mapping[int, float]
 
     def shares(self) -> dict[int, float]:
-        """Mean weight of each expert that is asked for anything, largest first."""
-        means = self.weights.mean(dim=0).tolist()
+        """Share of each expert that is asked for anything, largest first."""
+        means = shares_of(self.weights).mean(dim=0).tolist()
         named = [
             (cluster, mean) for cluster, mean in zip(self.clusters, means, strict=True) if mean
         ]
@@ -133,16 +140,16 @@ def choose(probabilities: Tensor, choice: Choice, uniforms: Tensor) -> Tensor:
     """Turn probabilities [B, E] (rows sum to 1) into weights [B, E] (rows sum to 1)."""
     width = probabilities.shape[1]
     match choice.strategy:
-        case Strategy.STICKY:
+        case Strategy.STICKY | Strategy.CONTRAST:
             return one_hot(draw(probabilities, uniforms, choice.focus), width)
         case Strategy.RANDOM:
             return one_hot(draw(probabilities, uniforms), width)
         case Strategy.THRESHOLD:
             least = probabilities.amax(dim=1, keepdim=True).clamp_max(choice.threshold)
             return _without_tiny(torch.where(probabilities >= least, probabilities, 0.0))
-        case Strategy.TOP1 | Strategy.TOP2 | Strategy.TOPK | Strategy.ALL:
-            counts = {Strategy.TOP1: 1, Strategy.TOP2: 2, Strategy.TOPK: choice.top_k}
-            return _keep_largest(probabilities, counts.get(choice.strategy, width))
+        case Strategy.TOP1 | Strategy.TOP2 | Strategy.RELAY | Strategy.TOPK | Strategy.ALL:
+            counts = {Strategy.TOP1: 1, Strategy.TOPK: choice.top_k, Strategy.ALL: width}
+            return _keep_largest(probabilities, counts.get(choice.strategy, 2))
 
 
 def draw(probabilities: Tensor, uniforms: Tensor, focus: float = 0.0) -> Tensor:
@@ -158,6 +165,29 @@ def draw(probabilities: Tensor, uniforms: Tensor, focus: float = 0.0) -> Tensor:
     columns = torch.searchsorted(edges, target, right=True).squeeze(1)
     last = kept.shape[1] - 1 - (kept > 0).int().flip(1).argmax(dim=1)
     return columns.minimum(last)
+
+
+def contrasted(weights: Tensor, probabilities: Tensor, contrast: float) -> Tensor:
+    """Push each row away from its likeliest column without a weight.
+
+    Args:
+        weights: [B, E], rows sum to 1.
+        probabilities: [B, E]; a column of zeros is not there.
+        contrast: how far, at least 0.
+
+    Returns:
+        [B, E], rows sum to 1: 1 + contrast times the weights, less `contrast` at that column.
+    """
+    others = torch.where(weights > 0, 0.0, probabilities)
+    rival = one_hot(others.argmax(dim=1), weights.shape[1])
+    has_rival = (others > 0).any(dim=1, keepdim=True)
+    return torch.where(has_rival, (1 + contrast) * weights - contrast * rival, weights)
+
+
+def shares_of(weights: Tensor) -> Tensor:
+    """Part of each expert in what is drawn: [B, E] weights of any sign -> [B, E], rows sum to 1."""
+    sizes = weights.abs()
+    return sizes / sizes.sum(dim=1, keepdim=True)
 
 
 def one_hot(columns: Tensor, width: int) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
-from training.mixture import Mixture, Strategy, combine, mix
+from training.mixture import Mixture, Strategy, combine, contrasted, mix, shares_of
 from training.plan import Denoised, ExpertQuery, SamplePlan, Sampler
 from training.router import FREEZE_BELOW_T
 
@@ -194,21 +194,24 @@ class _State:
         self._uniforms = _doubles([seed_uniform(seed) for seed in plan.seeds])
         self._others = _doubles([fresh_uniform(seed, 0) for seed in plan.seeds])
         self._table: Tensor | None = None
+        self._first_table = self.weights
         self._used = torch.zeros_like(self.weights[0])
 
     def route(self, x_t: Tensor, t: float) -> None:
         """Set the weights of one evaluation; sticky, static and late decisions are kept."""
         strategy = self.plan.options.strategy
         is_kept = strategy is Strategy.STICKY or self.routes.is_static or t < FREEZE_BELOW_T
-        is_over = self._is_near_noise(self._t) and not self._is_near_noise(t)
+        is_same = self._phase(t) == self._phase(self._t)
         is_first, self._t = self._table is None, t
         if self._table is None or not is_kept:
             self._table = self.routes.probabilities(x_t, t)
+        if is_first:
+            self._first_table = self._table
         if strategy is Strategy.RANDOM:
             draws = [fresh_uniform(seed, 1 + self.step) for seed in self.plan.seeds]
             self._uniforms = _doubles(draws)
         before = self.weights
-        if is_first or not is_kept or is_over or strategy is Strategy.RANDOM:
+        if is_first or not is_kept or not is_same or strategy is Strategy.RANDOM:
             self.weights = self._mix(self._table)
         overlap = torch.minimum(before, self.weights).sum(dim=1)
         self.has_changed = overlap < LEAST_OVERLAP
@@ -232,7 +235,7 @@ class _State:
         """Give the pictures of these experts to the others; pictures of the others stay put."""
         self.reachable -= clusters
         self.lost |= clusters
-        touched = (self.weights[:, self._columns(clusters)] > 0).any(dim=1)
+        touched = (self.weights[:, self._columns(clusters)] != 0).any(dim=1)
         if touched.any() and self._table is not None:
             anew = self._mix(self._table)
             self.weights = torch.where(touched[:, None], anew, self.weights)
@@ -240,26 +243,42 @@ class _State:
 
     def count(self, weights: Tensor) -> None:
         """Add the weights [B, E] that made one evaluation to the report; go to the next."""
-        self._used += weights.mean(dim=0)
+        self._used += shares_of(weights).mean(dim=0)
         self.step += 1
 
     def shares(self) -> dict[int, float]:
-        """Mean weight of each expert over the evaluations so far."""
+        """Mean share of each expert over the evaluations so far."""
         total = float(self._used.sum())
         pairs = zip(self.routes.clusters, self._used.tolist(), strict=True)
         return {cluster: used / total for cluster, used in pairs if used}
 
     def _mix(self, table: Tensor) -> Tensor:
         """Weights [B, E] now; near pure noise, others stand in for experts that predict noise."""
-        clusters, choice = self.routes.clusters, self.plan.options.choice
-        weights = mix(table, clusters, self.reachable, choice, self._uniforms).weights
+        weights = self._weights_among(self.reachable, table, self._uniforms)
         starters = self.reachable - self._noise_experts
-        if not self._is_near_noise(self._t) or starters.isdisjoint(clusters):
+        if not self._is_near_noise(self._t) or starters.isdisjoint(self.routes.clusters):
             return weights
         barred = self.reachable & self._noise_experts
-        touched = (weights[:, self._columns(barred)] > 0).any(dim=1, keepdim=True)
-        instead = mix(table, clusters, starters, choice, self._others).weights
-        return torch.where(touched, instead, weights)
+        touched = (weights[:, self._columns(barred)] != 0).any(dim=1, keepdim=True)
+        return torch.where(touched, self._weights_among(starters, table, self._others), weights)
+
+    def _weights_among(self, experts: set[int], table: Tensor, uniforms: Tensor) -> Tensor:
+        """Weights [B, E] now over some experts; one that is drawn is the same at every t."""
+        options, clusters = self.plan.options, self.routes.clusters
+        choice = options.choice_at(self._t)
+        is_drawn = choice.strategy in (Strategy.STICKY, Strategy.CONTRAST)
+        asked = self._first_table if is_drawn else table
+        weights = mix(asked, clusters, experts, choice, uniforms).weights
+        contrast = options.contrast_at(self._t)
+        if not contrast:
+            return weights
+        here = torch.where(self._columns(experts), table.double(), 0.0)
+        return contrasted(weights, here, contrast)
+
+    def _phase(self, t: float) -> tuple[object, ...]:
+        """What else than probabilities decides about the weights."""
+        options = self.plan.options
+        return self._is_near_noise(t), options.choice_at(t), options.contrast_at(t)
 
     def _is_near_noise(self, t: float) -> bool:
         return t > HANDOVER_T
@@ -275,7 +294,7 @@ def _evaluate(state: _State, x_t: Tensor, t: float) -> _Velocities:
     velocities = x_t.new_zeros((len(columns), *x_t.shape))
     weights = state.weights
     has_answer = torch.zeros_like(weights, dtype=torch.bool)
-    wanted = weights > 0
+    wanted = weights != 0
     while wanted.any():
         queries = state.queries(x_t, t, wanted)
         answers = yield queries
@@ -290,7 +309,7 @@ def _evaluate(state: _State, x_t: Tensor, t: float) -> _Velocities:
             state.lose(gone)
         orphans = ~(has_answer & (weights > 0)).any(dim=1, keepdim=True)
         weights = torch.where(orphans, state.weights, weights)
-        wanted = orphans & (weights > 0)
+        wanted = orphans & (weights != 0)
     weights = torch.where(has_answer, weights, 0.0)
     weights = weights / weights.sum(dim=1, keepdim=True)
     state.count(weights)

@@ -128,7 +128,7 @@ def _settle_routing(parsed: dict[str, Any]) -> None:
     if parsed["router"] not in (None, "caption") and parsed["strategy"] == "sticky":
         raise _usage(
             f"The strategy sticky goes by the caption alone, not by the router {parsed['router']}.",
-            "with a router, say strategy top1, top2, topk, threshold or all",
+            "with a router, say strategy relay, contrast, top1, top2, topk, threshold or all",
         )
 
 

@@ -11,8 +11,10 @@ from training.mixture import (
     Strategy,
     choose,
     combine,
+    contrasted,
     draw,
     mix,
+    shares_of,
 )
 
 TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]], dtype=torch.float64)
@@ -192,3 +194,21 @@ def test_probabilities_that_are_none_are_refused(bad: float) -> None:
 def test_columns_must_be_distinct_clusters(clusters: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="distinct clusters"):
         mix(TABLE, clusters, clusters, Choice(Strategy.ALL), HALF)
+
+
+def test_contrast_pushes_each_row_away_from_its_likeliest_other_column() -> None:
+    weights = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    found = contrasted(weights, torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.4, 0.5]]), 0.3)
+    expected = torch.tensor([[0.0, 1.3, -0.3], [1.3, 0.0, -0.3]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(2, dtype=torch.float64))
+
+
+def test_contrast_without_another_expert_changes_nothing() -> None:
+    weights = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    assert torch.equal(contrasted(weights, torch.tensor([[0.0, 1.0]]), 0.3), weights)
+
+
+def test_shares_count_what_is_pushed_away_from_as_work() -> None:
+    found = shares_of(torch.tensor([[1.5, -0.5]], dtype=torch.float64))
+    torch.testing.assert_close(found, torch.tensor([[0.75, 0.25]], dtype=torch.float64))

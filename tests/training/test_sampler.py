@@ -9,6 +9,7 @@ from torch import Tensor
 from training.errors import ConfigError
 from training.mixture import NoExpertError, Strategy
 from training.plan import (
+    CONTRAST_T,
     MAX_GUIDANCE,
     MAX_SEED,
     MAX_STEPS,
@@ -424,3 +425,77 @@ def test_plans_that_cannot_be_drawn_are_refused(
 ) -> None:
     with pytest.raises(ConfigError):
         SamplePlan(captions, seeds, SHAPE)
+
+
+class Drifting:
+    """p(k | x_t, t) that tells nothing at t = 1 and is sure of cluster 2, then 1, below."""
+
+    clusters = (0, 1, 2)
+    is_static = False
+
+    def probabilities(self, x_t: Tensor, t: float) -> Tensor:
+        row = [0.5, 0.3, 0.2] if t == 1 else [0.05, 0.35, 0.6]
+        return torch.tensor([row], dtype=torch.float64).expand(len(x_t), -1)
+
+
+def test_relay_opens_with_the_drawn_expert_and_goes_on_with_the_two_likeliest() -> None:
+    plan = a_plan(count=8, strategy=Strategy.RELAY, steps=10, focus=0.0)
+    _, asked = drive(plan, Drifting(), toward(0.0))
+    opening = {query.cluster: len(query.rows) for query in asked[0]}
+    sticky = a_plan(count=8, strategy=Strategy.STICKY, steps=10, focus=0.0)
+    _, drawn = drive(sticky, Drifting(), toward(0.0))
+    assert opening == {query.cluster: len(query.rows) for query in drawn[0]}
+    assert len(opening) == 3  # the smallest cluster opens pictures as well
+    for queries in asked[1:]:
+        assert {query.cluster for query in queries} == {1, 2}
+
+
+def test_contrast_keeps_its_expert_and_asks_the_likeliest_other_one_midway() -> None:
+    plan = a_plan(count=8, strategy=Strategy.CONTRAST, steps=10, focus=0.0)
+    _, asked = drive(plan, Drifting(), toward(0.0))
+    own = {int(row): query.cluster for query in asked[0] for row in query.rows}
+    low, high = CONTRAST_T
+    for queries in asked:
+        pairs = {(int(row), query.cluster) for query in queries for row in query.rows}
+        rivals = {(row, 1 if cluster == 2 else 2) for row, cluster in own.items()}
+        is_pushed = low <= queries[0].t <= high
+        assert pairs == set(own.items()) | (rivals if is_pushed else set())
+
+
+def test_contrast_moves_away_from_what_the_other_expert_would_draw() -> None:
+    targets = {0: 0.0, 1: 0.0, 2: 4.0}
+
+    def answer(query: ExpertQuery) -> Tensor:
+        return (query.x_t - targets[query.cluster]) / query.t
+
+    routes = routes_of([1.0, 0.001, 0.4])
+    plain = a_plan(count=1, strategy=Strategy.STICKY, steps=40)
+    pushed = a_plan(count=1, strategy=Strategy.CONTRAST, steps=40)
+    assert float(drive(plain, routes, answer)[0].latents.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert _asked_last(pushed, routes, answer) < _asked_last(plain, routes, answer) - 0.1
+
+
+def _asked_last(plan: SamplePlan, routes: StaticRoutes, answer: Answer) -> float:
+    """Mean of the latents at the last evaluation within the push."""
+    _, asked = drive(plan, routes, answer)
+    return float([queries[0].x_t.mean() for queries in asked if queries[0].t >= CONTRAST_T[0]][-1])
+
+
+def test_contrast_draws_alone_when_the_other_expert_is_lost() -> None:
+    def answer(query: ExpertQuery) -> Tensor | None:
+        return None if query.cluster == 2 else toward(1.0)(query)
+
+    plan = a_plan(count=1, strategy=Strategy.CONTRAST, steps=10)
+    found, _ = drive(plan, routes_of([0.6, 0.001, 0.4]), answer, reachable=(0, 2))
+    torch.testing.assert_close(found.latents, torch.ones(1, *SHAPE))
+    assert found.lost == (2,)
+
+
+def test_contrast_hands_over_when_its_own_expert_is_lost() -> None:
+    def answer(query: ExpertQuery) -> Tensor | None:
+        return None if query.cluster == 0 else toward(1.0)(query)
+
+    plan = a_plan(count=1, strategy=Strategy.CONTRAST, steps=10)
+    found, _ = drive(plan, routes_of([0.6, 0.001, 0.4]), answer, reachable=(0, 2))
+    torch.testing.assert_close(found.latents, torch.ones(1, *SHAPE))
+    assert found.shares.keys() == {2}
