@@ -87,12 +87,14 @@ class Dinov2:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, C, S, S] -> float32 features [N, 1024]."""
+        if not len(images):
+            return torch.empty(0, self.dim)
         found = []
         for block in torch.split(images, BLOCK):
             pixels = network_input(block, MEAN, DEVIATION)
             with torch.autocast(pixels.device.type, enabled=False):
                 found.append(self._net(pixel_values=pixels).last_hidden_state[:, 0])
-        return torch.cat(found) if len(images) else torch.empty(0, self.dim)
+        return torch.cat(found)
 
     @cached_property
     def _net(self) -> Any:  # noqa: ANN401  (transformers is untyped)

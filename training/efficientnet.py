@@ -146,13 +146,15 @@ class EfficientNetLite0:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, C, S, S] -> float32 features [N, 1280]."""
+        if not len(images):
+            return torch.empty(0, WIDTH)
         found = []
         for block in torch.split(images, BLOCK):
             pixels = network_input(block, MEAN, DEVIATION)
             with torch.autocast(pixels.device.type, enabled=False):
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
                 found.append(self.network.features(pixels))
-        return torch.cat(found) if len(images) else torch.empty(0, WIDTH)
+        return torch.cat(found)
 
     @cached_property
     def network(self) -> EfficientNet:

@@ -117,6 +117,7 @@ class Ensemble:
         summaries: Mapping[int, Path] | None = None,
         routers: Mapping[str, Path] | None = None,
         loras: Mapping[int, Path] | None = None,
+        models: Path | None = None,
     ) -> "Ensemble":
         """Read a run and the experts at hand, each checked in every part.
 
@@ -128,6 +129,7 @@ class Ensemble:
             routers: kind ("learned", "synthetic") -> folder of a trained router; one that cannot
                 be used is left out, and logged.
             loras: cluster -> folder of an adapter to put on its expert.
+            models: the user's folder of pretrained parts (`training.hub`).
 
         Raises:
             CheckpointError: not one expert is whole and of this run; otherwise those that are not
@@ -135,9 +137,10 @@ class Ensemble:
             ConfigError: no expert, or one of a cluster that the run does not have.
             DataError: no run, or an altered one.
             LoraError: an adapter is altered, or its expert is another one or not here.
+            ModelMissingError: a pretrained part of the run is not to be had, or is another.
             TensorFileError: malformed weights or summary; names the file.
         """
-        run = load_run(shared)
+        run = load_run(shared, models)
         counts = run.caption_counts
         rows = [dict(zip(counts.captions, row, strict=True)) for row in counts.counts]
         size = math.prod(run.facts.latent)

@@ -107,8 +107,9 @@ class SdVae:
             raise ValueError(
                 f"expected uint8 pictures {expected}, got {images.dtype} {tuple(images.shape[1:])}"
             )
-        latents = [self._encode(block) for block in torch.split(images, self._block)]
-        return torch.cat(latents) if latents else torch.empty(0, *self.latent)
+        if not len(images):
+            return torch.empty(0, *self.latent)
+        return torch.cat([self._encode(block) for block in torch.split(images, self._block)])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -117,9 +118,10 @@ class SdVae:
         Raises:
             ModelMissingError: if the weights are not those of this network.
         """
-        shape = (self._channels, self._size, self._size)
-        images = [self._decode(block.float()) for block in torch.split(latents, self._block)]
-        return torch.cat(images) if len(latents) else torch.empty(0, *shape)
+        if not len(latents):
+            return torch.empty(0, self._channels, self._size, self._size)
+        blocks = torch.split(latents.float(), self._block)
+        return torch.cat([self._decode(block) for block in blocks])
 
     @property
     def _block(self) -> int:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from tests.support.hub_models import write_models
+from tests.support.no_network import network_forbidden
 from training.clusters import Cluster
 from training.config import RunSpec, TrainConfig
 from training.prepare import PreparedRun, prepare_run
@@ -39,6 +41,20 @@ def draw_pictures(folder: Path, count: int = 48) -> Path:
         lines.append(json.dumps({"file_name": f"{i:03d}.png", "text": text}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This package never reaches out; the one program that does is told that it may not."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with network_forbidden():
+        yield
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for models, with tiny ones."""
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)
