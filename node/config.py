@@ -17,6 +17,7 @@ from node.config_values import (
     choice,
     cid,
     device,
+    folder,
     host,
     listen_addresses,
     peer_addresses,
@@ -54,6 +55,7 @@ class Config:
         capacity: clusters this machine trains at a time.
         threads: CPU threads of each worker process.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        models: folder of pretrained parts (`training.hub`); empty is `models` in the home.
         join_timeout_s: how long a run that is not known here is looked for, seconds.
         log_level: "debug", "info", "warning" or "error".
     """
@@ -75,8 +77,14 @@ class Config:
     capacity: int = 1
     threads: int = 1
     device: str = "auto"
+    models: str = ""
     join_timeout_s: int = 60
     log_level: str = "info"
+
+    @property
+    def models_folder(self) -> Path:
+        """Where pretrained parts are looked for first."""
+        return Path(self.models) if self.models else self.paths.models
 
     @property
     def paths(self) -> Home:
@@ -111,6 +119,7 @@ _PARSERS: Final[Mapping[str, Parser]] = {
     "capacity": whole_number(1, 64),
     "threads": whole_number(1, 256),
     "device": device,
+    "models": folder,
     "join_timeout_s": whole_number(1, 3600),
     "log_level": choice("debug", "info", "warning", "error"),
 }

@@ -7,6 +7,7 @@ where. Multiaddrs are checked by their grammar only, without loading a network s
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from p2p.errors import DecodeError
@@ -80,6 +81,16 @@ def device(raw: object) -> str:
     if isinstance(raw, str) and _DEVICE.fullmatch(raw.strip().lower()):
         return raw.strip().lower()
     raise ValueError("auto, cpu, cuda, cuda:N or mps")
+
+
+def folder(raw: object) -> str:
+    """The path of a folder, which need not exist yet."""
+    if not isinstance(raw, str) or not raw.strip() or "\0" in raw:
+        raise ValueError("the path of a folder")
+    try:
+        return str(Path(raw).expanduser().absolute())
+    except RuntimeError as error:  # ~nobody
+        raise ValueError("the path of a folder; no such user") from error
 
 
 def pet_name(raw: object) -> str:

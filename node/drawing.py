@@ -112,6 +112,7 @@ class Drawing:
         message: Message = {
             "kind": "draw",
             "shared": str(materials.shared),
+            "models": str(self.context.config.models_folder),
             "experts": {str(k): str(path) for k, (path, _) in materials.experts.items()},
             "summaries": {str(k): str(path) for k, path in materials.summaries.items()},
             "routers": {k: str(path) for k, path in trained_routers(self.context.folder).items()},

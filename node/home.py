@@ -82,6 +82,11 @@ class Home:
         return self.data / "loras"
 
     @property
+    def models(self) -> Path:
+        """Weights of pretrained parts, put here by the person; one folder each."""
+        return self.data / "models"
+
+    @property
     def log_file(self) -> Path:
         """What the node did, for people."""
         return self.state / "node.log"

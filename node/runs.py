@@ -42,6 +42,8 @@ class RunOptions:
     learning_rate: float | None = None
     seed: int = 0
     claim_policy: ClaimPolicy = field(default_factory=ClaimPolicy)
+    models: Path | None = None
+    """Folder of pretrained parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,20 @@ def create_run(
         NodeError: if the data can't be used, with the reason.
         StorageError: if the store is full.
     """
-    from training.errors import TrainingError  # noqa: PLC0415  torch is loaded here, not before
+    from training.errors import (  # noqa: PLC0415  torch is loaded here, not before
+        ModelMissingError,
+        TrainingError,
+    )
     from training.prepare import prepare_run  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(dir=scratch, prefix="run-") as folder:
         try:
             spec = _spec(source, options)
-            prepared = prepare_run(source, Path(folder) / "run", spec, on_progress)
+            prepared = prepare_run(source, Path(folder) / "run", spec, on_progress, options.models)
+        except ModelMissingError as error:
+            raise NodeError(
+                ErrorCode.NOT_FOUND, str(error), "see: paris-node run create --help"
+            ) from error
         except TrainingError as error:
             raise NodeError(
                 ErrorCode.FAILED, str(error), "see: paris-node run create --help"

@@ -76,7 +76,8 @@ class Studio:
         async with receive:
             async for message in receive:
                 if message["kind"] == "failed":
-                    raise NodeError(ErrorCode.FAILED, str(message["error"]), str(message["fix"]))
+                    code = ErrorCode.of_label(str(message.get("code", ErrorCode.FAILED.label)))
+                    raise NodeError(code, str(message["error"]), str(message["fix"]))
                 yield message
         if not job.is_done:
             raise NodeError(

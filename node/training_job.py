@@ -117,6 +117,7 @@ class TrainingJob:
         return {
             "kind": "train",
             "shared": str(shared),
+            "models": str(context.config.models_folder),
             "data": str(data),
             "state": str(state),
             "cluster": self.cluster,

@@ -119,6 +119,7 @@ def _create(config: "Config", data: str, choices: dict[str, Any], options: Optio
             learning_rate=choices["learning_rate"],
             seed=choices["seed"],
             claim_policy=policy,
+            models=config.models_folder,
         )
         with _Phases(options) as phases:
             return create_run(data, open_store(config), config.paths.data, chosen, phases.update)

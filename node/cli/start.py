@@ -60,6 +60,7 @@ STOP_TIMEOUT_S: Final = 10.0
 @click.option("--capacity", metavar="N", help="Clusters to train at a time.  [1]")
 @click.option("--threads", metavar="N", help="CPU threads of a worker.  [1]")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [auto]")
+@click.option("--models", metavar="DIR", help="Folder of pretrained parts.  [HOME/models]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [info]")
 @click.option("--train/--no-train", default=None, help="Claim clusters and train.")
 @click.option("--serve/--no-serve", default=None, help="Draw for peers that ask.")

@@ -1,9 +1,9 @@
 """The program that draws: holds router and experts in memory, carries out one order at a time.
 
-Takes {kind: "draw", shared, experts: {cluster: folder}, summaries: {cluster: file}, routers: {kind:
-folder}, prompt, n, seed, strategy, top_k, threshold, router, sampler, steps, guidance, threads,
-device}; says `route`, `progress` at each step, `image` (PNG bytes), then `done`; or `failed`.
-{kind: "cancel"} ends the order within one step.
+Takes {kind: "draw", shared, models, experts: {cluster: folder}, summaries: {cluster: file}, routers:
+{kind: folder}, prompt, n, seed, strategy, top_k, threshold, router, sampler, steps, guidance,
+threads, device}; says `route`, `progress` at each step, `image` (PNG bytes), then `done`; or
+`failed`. {kind: "cancel"} ends the order within one step.
 """
 
 import logging
@@ -19,7 +19,7 @@ from node.workers.link import Message, ParentGoneError, ParentLink
 logger = logging.getLogger(__name__)
 
 _Paths = tuple[tuple[str, str], ...]
-_EnsembleKey = tuple[str, _Paths, _Paths, _Paths]
+_EnsembleKey = tuple[str, str, _Paths, _Paths, _Paths]
 
 
 class _Cancelled(Exception):
@@ -40,6 +40,7 @@ class Easel:
         experts, summaries, routers = order["experts"], order["summaries"], order["routers"]
         key = (
             order["shared"],
+            order["models"],
             tuple(experts.items()),
             tuple(summaries.items()),
             tuple((kind, _version(Path(folder))) for kind, folder in routers.items()),
@@ -51,6 +52,7 @@ class Easel:
                 {int(cluster): Path(folder) for cluster, folder in experts.items()},
                 {int(cluster): Path(file) for cluster, file in summaries.items()},
                 {kind: Path(folder) for kind, folder in routers.items()},
+                models=Path(order["models"]),
             )
             self._key = key
         return self._ensemble
@@ -104,7 +106,7 @@ def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
 
 def carry_out(link: ParentLink, order: Mapping[str, Any], easel: Easel) -> None:
     """Draw one order and say how it went."""
-    from training.errors import TrainingError  # noqa: PLC0415
+    from training.errors import ModelMissingError, TrainingError  # noqa: PLC0415
 
     started = time.monotonic()
     try:
@@ -117,7 +119,8 @@ def carry_out(link: ParentLink, order: Mapping[str, Any], easel: Easel) -> None:
     except (TrainingError, ValueError, MemoryError) as error:
         logger.exception("order failed")
         why = str(error) or "out of memory"
-        link.send({"kind": "failed", "error": f"drawing failed: {why}", "fix": ""})
+        code = "not_found" if isinstance(error, ModelMissingError) else "failed"
+        link.send({"kind": "failed", "code": code, "error": f"drawing failed: {why}", "fix": ""})
         return
     link.send({"kind": "done", "seconds": time.monotonic() - started})
 

@@ -1,8 +1,9 @@
 """The program that trains one cluster: steps and checkpoints out, a request to stop in.
 
-Takes {kind: "train", shared, data, state, start_from, threads, device}; says `started`, `summary`
-(the cluster's routing summary, a file), `step` twice a second, `saved` for each checkpoint, then
-`done`; or `failed`. {kind: "stop"}, SIGTERM, or the node hanging up: saves and leaves.
+Takes {kind: "train", shared, models, data, state, start_from, threads, device}; says `started`,
+`summary` (the cluster's routing summary, a file), `step` twice a second, `saved` for each
+checkpoint, then `done`; or `failed`. {kind: "stop"}, SIGTERM, or the node hanging up:
+saves and leaves.
 """
 
 import logging
@@ -56,7 +57,7 @@ class Trainer:
         from training.loop import SavedCheckpoint, train  # noqa: PLC0415
         from training.run import load_run  # noqa: PLC0415
 
-        run = load_run(Path(order["shared"]))
+        run = load_run(Path(order["shared"]), Path(order["models"]))
         cluster = Cluster.load(Path(order["data"]))
         state = Path(order["state"])
         config = replace(

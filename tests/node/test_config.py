@@ -71,7 +71,7 @@ def test_config_file_may_come_from_the_environment(tmp_path: Path) -> None:
     [
         ("thread = 2", "'thread'", "did you mean threads"),
         ("home = '/x'", "'home'", "--home"),
-        ("[node]\nthreads = 2", "'node'", "the keys are"),
+        ("[table]\nthreads = 2", "'table'", "the keys are"),
         ("threads = 0", "threads", "config show"),
         ("threads = true", "threads", "config show"),
         ("threads = ", "not TOML", "api_port"),
@@ -153,6 +153,8 @@ def test_bad_value_names_its_place_and_what_was_expected(tmp_path: Path) -> None
         ("threads", "256", 256),
         ("capacity", 64, 64),
         ("device", "CUDA:1", "cuda:1"),
+        ("models", "/srv/models", "/srv/models"),
+        ("models", "~/models", str(Path.home() / "models")),
         ("log_level", "DEBUG", "debug"),
         ("name", "x" * 40, "x" * 40),
     ],
@@ -197,6 +199,8 @@ def test_good_value_is_taken(tmp_path: Path, key: str, raw: object, value: objec
         ("threads", "٣"),
         ("capacity", 65),
         ("device", "cuda:"),
+        ("models", " "),
+        ("models", "~no-such-user/models"),
         ("log_level", "loud"),
         ("name", "x" * 41),
         ("name", "a\x1b[31m"),
@@ -212,7 +216,8 @@ def test_parsers_take_or_refuse_anything_with_a_value_error(raw: object) -> None
     parsers = [
         config_values.boolean, config_values.byte_count, config_values.cid, config_values.device,
         config_values.host, config_values.listen_addresses, config_values.peer_addresses,
-        config_values.pet_name, config_values.whole_number(0, 9), config_values.choice("a"),
+        config_values.pet_name, config_values.folder, config_values.whole_number(0, 9),
+        config_values.choice("a"),
     ]  # fmt: skip
     for parse in parsers:
         with suppress(ValueError):
@@ -222,3 +227,8 @@ def test_parsers_take_or_refuse_anything_with_a_value_error(raw: object) -> None
 def test_every_setting_is_a_field_and_every_field_a_setting() -> None:
     derived = {"home", "api_port_fallback"}
     assert set(SETTINGS) | derived == set(Config.__dataclass_fields__)
+
+
+def test_models_lie_in_the_home_unless_said_otherwise(tmp_path: Path) -> None:
+    assert Config(home=tmp_path).models_folder == tmp_path / "models"
+    assert Config(home=tmp_path, models="/srv/models").models_folder == Path("/srv/models")

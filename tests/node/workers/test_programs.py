@@ -38,6 +38,7 @@ def order(prepared: PreparedRun, state: Path, **changes: object) -> Message:
     return {
         "kind": "train",
         "shared": str(prepared.shared),
+        "models": str(prepared.root / "models"),
         "data": str(prepared.clusters[0].folder),
         "state": str(state),
         "cluster": 0,
@@ -145,6 +146,7 @@ async def test_expert_program_draws_cancels_and_says_what_is_wrong(
     wanted: Message = {
         "kind": "draw",
         "shared": str(prepared.shared),
+        "models": str(prepared.root / "models"),
         "experts": saved,
         "summaries": summaries,
         "routers": {},
