@@ -48,6 +48,8 @@ class Base:
     cluster: int
     expert: Path
     shared: Path
+    models: Path | None = None
+    """Folder of pretrained parts."""
 
 
 def has_checkpoint(blobs: BlobStore, cid: BlobId) -> bool:
@@ -205,7 +207,7 @@ def make_ready(
 
     if folder.exists():  # said before the pictures are read
         raise DataError(f"{folder} exists already: choose another name, or remove it")
-    run = load_run(base.shared)
+    run = load_run(base.shared, base.models)
     found = encode_source(data, run, max_pictures=MAX_PICTURES)
     rows = LoraRows(found.latents, found.captions)
     expert = load_expert(base.expert, run, device_of(device))
@@ -257,8 +259,10 @@ def _means(error: "TrainingError") -> tuple[ErrorCode, str]:
     from training import errors  # noqa: PLC0415
 
     match error:
-        case errors.ConfigError():
-            return ErrorCode.USAGE, "see: paris-node lora train --help"
+        case errors.ConfigError() | errors.ModelMissingError():
+            is_config = isinstance(error, errors.ConfigError)
+            code = ErrorCode.USAGE if is_config else ErrorCode.NOT_FOUND
+            return code, "see: paris-node lora train --help"
         case errors.LoraError():
             return ErrorCode.REFUSED, "start anew with --restart, or name another folder: -o FOLDER"
         case errors.DivergedError():

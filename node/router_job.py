@@ -87,7 +87,7 @@ def train_here(
         device=_device(order.device),
     )
     settings = RouterSettings(preset=order.preset, kind=order.kind, train=config)
-    run = load_run(place.shared(blobs))
+    run = load_run(place.shared(blobs), place.models)
     if order.kind == "synthetic":
         rows, settings = _drawn(place, run, (order, settings), watcher)
     else:

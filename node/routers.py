@@ -33,11 +33,13 @@ class RouterPlace:
         home: of the node.
         run: the run's id.
         manifest: of the run.
+        models: folder of pretrained parts.
     """
 
     home: Home
     run: RunId
     manifest: RunManifest
+    models: Path | None = None
 
     @property
     def folder(self) -> Path:

@@ -80,12 +80,14 @@ class PreparedRun:
         root: the output folder.
         clusters: all K, by number.
         skipped: entries of the source that were left out, by reason.
+        models: the folder of pretrained parts it was made with.
     """
 
     spec: RunSpec
     root: Path
     clusters: tuple[ClusterInfo, ...]
     skipped: SkipReport
+    models: Path | None = None
 
     @property
     def shared(self) -> Path:
@@ -94,7 +96,7 @@ class PreparedRun:
 
     def load(self) -> Run:
         """Open the shared folder."""
-        return load_run(self.shared)
+        return load_run(self.shared, self.models)
 
 
 def default_spec(source: str | Path, clusters: int = 4) -> RunSpec:
@@ -150,7 +152,7 @@ def prepare_run(
     parts = _Parts(codec, clusters, text_pins)
     _write_shared(out, spec, parts, counts)
     report("write")
-    return PreparedRun(spec, out, infos, SkipReport.of(pictures.skipped))
+    return PreparedRun(spec, out, infos, SkipReport.of(pictures.skipped), models)
 
 
 class _Reporter:

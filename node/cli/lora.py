@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -149,7 +150,7 @@ def _base(options: Options, config: "Config", cid: "BlobId") -> "Base":
     blobs = BlobStore.open(config.paths.blobs, quota_bytes=config.quota_bytes)
     if not has_checkpoint(blobs, cid) and read_api_file(config.paths) is not None:
         pull_checkpoint(options, cid)
-    return find_base(config.paths, blobs, cid)
+    return replace(find_base(config.paths, blobs, cid), models=config.models_folder)
 
 
 def _train(options: Options, job: "LoraJob", skipped: "SkipReport") -> "tuple[Shelved, float]":

@@ -237,7 +237,8 @@ def _place(options: Options, run_id: str | None) -> tuple[RouterPlace, "BlobStor
             f"The run {wanted} is not kept in this home.",
             "see those that are: paris-node run list",
         )
-    return RouterPlace(config.paths, parse_run_id(wanted), manifest), open_store(config)
+    place = RouterPlace(config.paths, parse_run_id(wanted), manifest, config.models_folder)
+    return place, open_store(config)
 
 
 @contextmanager
@@ -247,13 +248,22 @@ def _guarded() -> Iterator[None]:
     Raises:
         NodeError: `VERIFICATION_FAILED` for an altered file, else `FAILED` or `RESOURCE`.
     """
-    from training.errors import CheckpointError, TensorFileError, TrainingError
+    from training.errors import (
+        CheckpointError,
+        ModelMissingError,
+        TensorFileError,
+        TrainingError,
+    )
 
     try:
         yield
     except (CheckpointError, TensorFileError) as error:
         raise NodeError(
             ErrorCode.VERIFICATION_FAILED, f"{error}.", "train it anew: paris-node router train"
+        ) from error
+    except ModelMissingError as error:
+        raise NodeError(
+            ErrorCode.NOT_FOUND, f"{error}.", "paris-node router train --help"
         ) from error
     except TrainingError as error:
         raise NodeError(ErrorCode.FAILED, f"{error}.", "paris-node router train --help") from error

@@ -1,9 +1,9 @@
 """The program that draws: holds router and experts in memory, carries out one order at a time.
 
-Takes {kind: "draw", shared, models, experts: {cluster: folder}, summaries: {cluster: file}, routers:
-{kind: folder}, prompt, n, seed, strategy, top_k, threshold, router, sampler, steps, guidance,
-threads, device}; says `route`, `progress` at each step, `image` (PNG bytes), then `done`; or
-`failed`. {kind: "cancel"} ends the order within one step.
+Takes {kind: "draw", shared, models, experts: {cluster: folder}, summaries: {cluster: file},
+routers: {kind: folder}, prompt, n, seed, strategy, top_k, threshold, router, sampler, steps,
+guidance, threads, device}; says `route`, `progress` at each step, `image` (PNG bytes), then `done`;
+or `failed`. {kind: "cancel"} ends the order within one step.
 """
 
 import logging
