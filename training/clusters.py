@@ -4,8 +4,9 @@ A cluster folder holds `captions.json` (the index) and `latents-000.safetensors`
 from a stranger: headers, shapes, finiteness and row hashes are checked before a row is used.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from training.config import MAX_CLUSTERS, SCHEMA, LatentShape
 from training.errors import ConfigError, DataError
-from training.jsonio import canonical_json, from_json, read_json, to_json
-from training.tensors import TensorSpec, pack_tensors, read_tensors
+from training.files import sync_folder, write_at, write_file
+from training.jsonio import MAX_JSON_BYTES, canonical_json, from_json, read_json, to_json
+from training.tensors import TensorSpec, pack_header, read_tensors, tensor_bytes
 
 INDEX: Final = "captions.json"
 SHARD_BYTES: Final = 64 * 2**20
@@ -99,29 +101,100 @@ class Cluster:
         return cls(index, torch.cat(latents), torch.cat(captions))
 
 
-def cluster_files(index: ClusterIndex, latents: Tensor, captions: Tensor) -> dict[str, bytes]:
-    """The files of a cluster folder; the same rows give the same bytes.
+class ClusterWriter:
+    """Writes the data of one cluster a few rows at a time; the number of all is known before.
+
+    The same rows give the same bytes however they are cut.
 
     Args:
-        index: its `rows` are filled in here.
-        latents: float16 [N, C, H, W].
-        captions: int64 [N], into `index.captions`.
+        folder: exists, and is empty.
+        cluster: its number.
+        codec: digest of the codec that made the latents.
+        latent: channels, height, width.
+        rows: how many there will be, at least one.
     """
-    per_shard = rows_per_shard(index.latent)
-    files: dict[str, bytes] = {}
-    rows = []
-    blocks = zip(torch.split(latents, per_shard), torch.split(captions, per_shard), strict=True)
-    for number, (block, names) in enumerate(blocks):
-        rows.append(len(block))
-        files[shard_name(number)] = pack_tensors(
-            {
-                "latents": block,
-                "caption": names.to(torch.int32),
-                "sha256": _row_hashes(block, names, index.captions),
+
+    def __init__(
+        self, folder: Path, cluster: int, codec: str, latent: LatentShape, rows: int
+    ) -> None:
+        size = rows_per_shard(latent)
+        shards = (*[size] * (rows // size), *([rows % size] if rows % size else []))
+        self._folder = folder
+        self._index = ClusterIndex(SCHEMA, cluster, codec, latent, shards, ())
+        self._done = 0
+
+    def add(self, latents: Tensor, captions: Tensor, texts: Sequence[str]) -> None:
+        """Write the next rows.
+
+        Args:
+            latents: float16 [N, C, H, W].
+            captions: int64 [N], each its caption's place in the list that `close` is given.
+            texts: the caption of each row, in words.
+
+        Raises:
+            OSError: the disk is full.
+            ValueError: more rows than were announced.
+        """
+        if self._done + len(latents) > sum(self._index.rows):
+            raise ValueError(f"more than {sum(self._index.rows)} rows")
+        if not len(latents):
+            return
+        size = rows_per_shard(self._index.latent)
+        hashes = _row_hashes(latents, texts)
+        begin = 0
+        while begin < len(latents):
+            number, within = divmod(self._done, size)
+            end = min(len(latents), begin + size - within)
+            part = {
+                "latents": latents[begin:end].contiguous(),
+                "caption": captions[begin:end].to(torch.int32),
+                "sha256": hashes[begin:end],
             }
-        )
-    files[INDEX] = canonical_json({**to_json(index), "rows": rows})
-    return files
+            self._write(number, within, part)
+            self._done += end - begin
+            begin = end
+
+    def close(self, captions: Sequence[str]) -> None:
+        """Write the index.
+
+        Args:
+            captions: the unique captions, in the order that `add` was told of.
+
+        Raises:
+            DataError: so many captions that no reader would take the index.
+            OSError: the disk is full.
+            ValueError: fewer rows than were announced.
+        """
+        if self._done != sum(self._index.rows):
+            raise ValueError(f"{self._done} rows of {sum(self._index.rows)} were written")
+        index = replace(self._index, captions=tuple(captions))
+        data = canonical_json(to_json(index))
+        if len(data) > MAX_JSON_BYTES:
+            raise DataError(
+                f"cluster {index.cluster}: its {len(captions)} different captions take "
+                f"{len(data)} bytes, at most {MAX_JSON_BYTES}; choose more clusters"
+            )
+        write_file(self._folder / INDEX, data)
+        sync_folder(self._folder)
+
+    def _write(self, number: int, row: int, part: Mapping[str, Tensor]) -> None:
+        """Put rows into a shard, which is made with its first."""
+        rows = self._index.rows[number]
+        schema = _shard_schema(rows, self._index.latent)
+        head, places = pack_header(schema)
+        path = self._folder / shard_name(number)
+        flags = os.O_WRONLY | (os.O_CREAT | os.O_EXCL if row == 0 else 0)
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            if row == 0:
+                write_at(descriptor, head, 0)
+            for name, tensor in part.items():
+                row_bytes = schema[name].size_bytes // rows
+                write_at(descriptor, tensor_bytes(tensor), places[name] + row * row_bytes)
+            if row + len(part["latents"]) == rows:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def shard_name(number: int) -> str:
@@ -173,20 +246,18 @@ def _check_rows(path: Path, found: dict[str, Tensor], captions: tuple[str, ...])
     pointers = found["caption"]
     if int(pointers.min()) < 0 or int(pointers.max()) >= len(captions):
         raise DataError(f"{path.name}: a row points to a caption that is not in the index")
-    same = (_row_hashes(found["latents"], pointers, captions) == found["sha256"]).all(1)
+    texts = [captions[i] for i in pointers.tolist()]
+    same = (_row_hashes(found["latents"], texts) == found["sha256"]).all(1)
     if not bool(same.all()):
         row = int(same.long().argmin())
         raise DataError(f"{path.name}: row {row} does not match its hash: it was altered")
 
 
-def _row_hashes(latents: Tensor, names: Tensor, captions: tuple[str, ...]) -> Tensor:
+def _row_hashes(latents: Tensor, texts: Sequence[str]) -> Tensor:
     """uint8 [N, 32]: sha256 over each row's latent bytes and its caption."""
-    hashes = b"".join(_hashes(latents, names, captions))
+    rows = latents.flatten(1).numpy()
+    hashes = b"".join(
+        sha256(row.tobytes() + text.encode()).digest()
+        for row, text in zip(rows, texts, strict=True)
+    )
     return torch.frombuffer(bytearray(hashes), dtype=torch.uint8).reshape(-1, _HASH_BYTES)
-
-
-def _hashes(latents: Tensor, names: Tensor, captions: tuple[str, ...]) -> Iterator[bytes]:
-    encoded = [caption.encode() for caption in captions]
-    rows = latents.contiguous().reshape(len(latents), -1).view(torch.uint8).numpy()
-    for row, name in zip(rows, names.tolist(), strict=True):
-        yield sha256(row.tobytes() + encoded[name]).digest()

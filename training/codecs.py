@@ -78,7 +78,7 @@ def create_codec(spec: RunSpec, sample: Tensor, models: Models) -> NewCodec:
     return SdVae(spec.image_size, spec.image_channels, models)
 
 
-def open_codec(spec: RunSpec, stored: Path, models: Models) -> Codec:
+def open_codec(spec: RunSpec, stored: Path, models: Models) -> NewCodec:
     """The codec of a run that exists.
 
     Args:

@@ -4,8 +4,9 @@ A source is anything that lists its entries in a fixed order and reads any of th
 lie is the business of `training.sources`.  Nothing here holds more than the caller asks for.
 """
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -177,10 +178,17 @@ def read_pictures(source: Source, positions: range, shape: PictureShape) -> Pict
     Raises:
         DataError: if the source's own pixels have another shape.
     """
+    return decode_entries(source, source.read(positions), shape)
+
+
+def decode_entries(
+    source: Source, entries: Iterable[Entry | Skipped], shape: PictureShape
+) -> Pictures:
+    """The usable ones among entries that were read, decoded and resized; see `read_pictures`."""
     images: list[Tensor] = []
     captions: list[str] = []
     skipped: list[Skipped] = []
-    for found in source.read(positions):
+    for found in entries:
         if isinstance(found, Skipped):
             skipped.append(found)
             continue
@@ -231,3 +239,22 @@ def _pixels(source: Source, found: Entry, shape: PictureShape) -> Tensor:
 
 def _ranked(groups: Iterable[SkipGroup]) -> tuple[SkipGroup, ...]:
     return tuple(sorted(groups, key=lambda group: (-group.count, group.reason)))
+
+
+def parts_of(positions: range, ends: Sequence[int]) -> Iterator[tuple[int, range]]:
+    """Cut rising positions of a whole that is made of parts.
+
+    Args:
+        positions: into the whole.
+        ends: where each part ends in it, rising.
+
+    Yields:
+        The number of each part that is touched, and the positions within it.
+    """
+    left = positions
+    while left:
+        number = bisect_right(ends, left[0])
+        first = ends[number - 1] if number else 0
+        inside = range(left[0], min(ends[number], left.stop), left.step)
+        yield number, range(inside.start - first, inside.stop - first, inside.step)
+        left = left[len(inside) :]

@@ -15,6 +15,10 @@ class DataError(TrainingError):
     """The pictures or captions offered cannot make a run, or a cluster's data were altered."""
 
 
+class OtherSpoolError(DataError):
+    """An interrupted run lies where another one is to be made; it is kept."""
+
+
 class ModelMissingError(TrainingError):
     """A model this run names (a text encoder, a codec) is not on this machine."""
 

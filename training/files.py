@@ -56,6 +56,34 @@ def whole_folder(target: Path) -> Iterator[Path]:
     sync_folder(target.parent)
 
 
+def write_file(target: Path, data: bytes) -> None:
+    """Create or replace a file in one atomic step.
+
+    Raises:
+        OSError: disk full, no permission; `target` is as before then, and nothing is left over.
+    """
+    temporary = target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
+    try:
+        write_synced(temporary, data)
+        os.rename(temporary, target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of `data` at a place of an open file.
+
+    Raises:
+        OSError: disk full.
+    """
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
 def remove_folder(target: Path) -> None:
     """Delete a folder; a crash on the way leaves no half of it under its own name."""
     doomed = target.parent / f"{TEMPORARY}old-{target.name}-{os.getpid()}"
@@ -66,7 +94,10 @@ def remove_folder(target: Path) -> None:
 def sweep(parent: Path) -> None:
     """Delete what interrupted calls left behind."""
     for path in parent.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def sync_folder(path: Path) -> None:

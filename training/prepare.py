@@ -2,11 +2,18 @@
 
 out/shared/{run.json, codec.safetensors, clusters.safetensors, captions.json}
 out/clusters/<k>/{captions.json, latents-000.safetensors, ...}
+out/spool/...   encoded pictures (`training.spool`), only until the run is whole
+
+Nothing here holds all pictures: a sample is fitted on, then batches are encoded into the spool, the
+clustering reads features from it, and rows are copied from it to their clusters.  An interrupted
+run goes on where it stopped.
 """
 
+import fcntl
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -14,48 +21,37 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from training.bundled import FASHION
-from training.centroids import nearest
-from training.clusters import ClusterIndex, cluster_files
-from training.codecs import Codec, NewCodec, create_codec
+from training.assembly import Assembly, CaptionColumn, write_clusters, write_shared
+from training.codecs import NewCodec, codec_is_fitted, create_codec, open_codec
 from training.config import SCHEMA, RunSpec, TrainConfig, preset
-from training.data import Pictures, PictureShape, SkipReport, read_all
-from training.errors import DataError
-from training.features import create_extractor
-from training.files import digest_of, write_folder
-from training.hub import Models
-from training.jsonio import canonical_json, to_json
-from training.kmeans import two_stage
-from training.run import (
-    CAPTIONS_FILE,
-    CLUSTERS_FILE,
-    CODEC_FILE,
-    RUN_FILE,
-    CaptionCounts,
-    ClusterMap,
-    Run,
-    RunFacts,
-    check_parts,
-    load_run,
-    shared_files,
-)
-from training.sources import open_source
-from training.tensors import pack_tensors
+from training.data import PictureShape, SkipReport, Source
+from training.encode import Report, fill_spool, pictures_per_batch, sample_pictures
+from training.errors import DataError, DiskError, TrainingError
+from training.features import Extractor, create_extractor, extractor_is_fitted, open_extractor
+from training.files import remove_folder, sweep
+from training.hub import PARTS, Models
+from training.kmeans import HERE, Job, assign, two_stage
+from training.rows import open_spool
+from training.run import ClusterMap, Run, check_parts, load_run
+from training.sources import looks_grey, open_source, own_shape
+from training.spool import Plan, Spool, open_spool_folder
+from training.tensors import pack_tensors, read_header, read_tensors
 from training.text import load_text_encoder
 
 logger = logging.getLogger(__name__)
 
+SPOOL: Final = "spool"
 MIN_PICTURES: Final = 2
 """Per cluster: principal components of fewer mean nothing."""
 
-MAX_CAPTIONS: Final = 4096
+_CODEC, _EXTRACTOR = "codec", "extractor"
 
-Phase = Literal["read", "codec", "cluster", "write"]
+Phase = Literal["sample", "fit", "encode", "cluster", "write"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far `prepare_run` is: `done` of `total` steps, and which one begins."""
+    """How far a phase of `prepare_run` is: `done` of `total` pictures ("fit", "cluster": of 1)."""
 
     phase: Phase
     done: int
@@ -99,181 +95,228 @@ class PreparedRun:
         return load_run(self.shared, self.models)
 
 
-def default_spec(source: str | Path, clusters: int = 4) -> RunSpec:
-    """The setting measured for the bundled set, or a colour run of 64 pixels for a folder."""
-    if source == FASHION:
-        return RunSpec(FASHION, clusters)
-    name = Path(source).resolve().name[:64] or "run"
-    train = TrainConfig(budget_samples=64_000)
-    return RunSpec(name, clusters, preset="tiny-cpu", image_size=64, image_channels=3, train=train)
+@dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """How a run is made; none of it changes what is made.
+
+    Args:
+        models: the user's folder of pretrained parts (`training.hub`).
+        job: who clusters.
+        keeps_spool: leave the spool, for a caller who deletes the whole folder later; until then
+            the same call costs nothing.
+    """
+
+    models: Path | None = None
+    job: Job = HERE
+    keeps_spool: bool = False
+
+
+USUAL: Final = PrepareOptions()
+
+
+def default_spec(source: Source | str | Path, clusters: int = 4) -> RunSpec:
+    """Settings that suit a source, found by looking at it.
+
+    Pictures that are pixels already, as the bundled set's, have the ones measured for that set;
+    others become 64 pixels a side, grey if no picture of a sample has colour.
+
+    Raises:
+        DataError: nothing there that can be read.
+    """
+    opened = _opened(source)
+    name = Path(opened.name).resolve().name[:64] or "run"
+    if own_shape(opened) is not None:
+        return RunSpec(name, clusters)
+    return RunSpec(
+        name,
+        clusters,
+        preset="tiny-cpu",
+        image_size=64,
+        image_channels=1 if looks_grey(opened) else 3,
+        train=TrainConfig(budget_samples=64_000),
+    )
 
 
 def prepare_run(
-    source: str | Path,
+    source: Source | str | Path,
     out: Path,
     spec: RunSpec,
     on_progress: Callable[[Progress], None] | None = None,
-    models: Path | None = None,
+    options: PrepareOptions = USUAL,
 ) -> PreparedRun:
-    """Make a run. The same source, spec and thread count give the same bytes on one machine.
+    """Make a run, or finish one that was interrupted, however it was (SIGKILL, a full disk).
+
+    The same source, spec and thread count give the same bytes on one machine, interrupted or not.
 
     Args:
-        source: "fashion", the bundled set, or a folder of captioned pictures.
-        out: must not exist, or be empty.
-        spec: what the run is.
-        on_progress: called as each phase begins, and at the end.
-        models: the user's folder of pretrained parts (`training.hub`).
+        source: one that is open, or what `training.sources.open_source` takes.
+        out: does not exist, is empty, or holds the beginning of this run.
+        spec: what the run is. What does not concern encoding (clusters, seed, preset, text
+            encoder, training) may differ from an interrupted call's.
+        on_progress: told of each phase.
+        options: see `PrepareOptions`.
 
     Raises:
         ConfigError: a name this program does not know, or sizes that do not fit together.
+        DataError: no usable picture, too few for K clusters, `out` in use or of another source.
+        DiskError: the disk is full; the same call goes on once there is room.
         ModelMissingError: the weights of a pretrained part are not to be had.
-        DataError: no usable picture, too few for K clusters, `out` in use.
     """
-    report = _Reporter(on_progress, spec.clusters)
     check_parts(spec)
-    _check_out(out)
-    report("read")
-    pictures = _read(source, spec)
-    if len(pictures) < spec.clusters * MIN_PICTURES:
-        raise DataError(
-            f"{spec.clusters} clusters need at least {spec.clusters * MIN_PICTURES} pictures, "
-            f"got {len(pictures)} ({len(pictures.skipped)} skipped)"
-        )
-    report("codec")
-    found = Models(models)
-    text_pins = load_text_encoder(spec.text, found).pins
-    codec = create_codec(spec, pictures.images, found)
-    preset(spec.preset).net_config(codec.latent, 1)  # raises if the latents do not fit
-    report("cluster")
-    clusters, owners = _cluster(pictures.images, spec, found)
-    report("write")
-    infos = _write_clusters(out, _Encoded(pictures, codec, owners), spec, report)
-    counts = _counts(pictures.captions, owners, spec.clusters)
-    parts = _Parts(codec, clusters, text_pins)
-    _write_shared(out, spec, parts, counts)
-    report("write")
-    return PreparedRun(spec, out, infos, SkipReport.of(pictures.skipped), models)
-
-
-class _Reporter:
-    """Counts phases and written clusters into one monotone number."""
-
-    def __init__(self, callback: Callable[[Progress], None] | None, clusters: int) -> None:
-        self._callback = callback
-        self._total = 4 + clusters
-        self._done = -1
-
-    def __call__(self, phase: Phase) -> None:
-        self._done += 1
-        if self._callback is not None:
-            self._callback(Progress(phase, self._done, self._total))
+    opened = _opened(source)
+    if len(opened) < spec.clusters * MIN_PICTURES:
+        raise _too_few(opened, len(opened), spec, SkipReport())
+    with _held(out):
+        prepared = _Work(opened, out, spec, options, on_progress or _ignore).run()
+        if not options.keeps_spool:
+            remove_folder(out / SPOOL)
+    if prepared.skipped.count:
+        logger.warning("left out %s", prepared.skipped)
+    return prepared
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Encoded:
-    pictures: Pictures
-    codec: Codec
-    owners: Tensor
+class _Work:
+    """One call of `prepare_run`."""
+
+    source: Source
+    out: Path
+    spec: RunSpec
+    options: PrepareOptions
+    on_progress: Callable[[Progress], None]
+
+    def run(self) -> PreparedRun:
+        """Go through the phases; those that an earlier call went through cost little."""
+        models = Models(self.options.models)
+        text_pins = load_text_encoder(self.spec.text, models).pins
+        spool = open_spool_folder(self.out / SPOOL, _plan(self.source, self.spec, models))
+        sizes = _sizes_of_finished(self.out, self.spec)
+        if sizes is None:
+            codec, extractor = self._encode(spool, models)
+            clusters, owners = self._cluster(spool, extractor)
+            made = Assembly(self.spec, codec, clusters, owners, CaptionColumn.of(spool), text_pins)
+            write_clusters(self.out / "clusters", spool, made, self._report("write"))
+            write_shared(self.out / "shared", made)
+            sizes = made.sizes
+        infos = (ClusterInfo(k, n, self.out / "clusters" / str(k)) for k, n in enumerate(sizes))
+        return PreparedRun(self.spec, self.out, tuple(infos), spool.skipped, self.options.models)
+
+    def _encode(self, spool: Spool, models: Models) -> tuple[NewCodec, Extractor]:
+        try:
+            codec, extractor = self._parts(spool, models)
+            preset(self.spec.preset).net_config(codec.latent, 1)  # raises if they do not fit
+            fill_spool(self.source, spool, codec, extractor, self._report("encode"))
+            if spool.rows < self.spec.clusters * MIN_PICTURES:
+                raise _too_few(self.source, spool.rows, self.spec, spool.skipped)
+        except TrainingError:
+            # Nothing is kept that a second try, with the pictures or settings mended, trips over.
+            if spool.rows < self.spec.clusters * MIN_PICTURES:
+                remove_folder(spool.folder)
+            raise
+        return codec, extractor
+
+    def _parts(self, spool: Spool, models: Models) -> tuple[NewCodec, Extractor]:
+        """Codec and extractor: as fitted by an interrupted call, or fitted now."""
+        spec, shape = self.spec, PictureShape(self.spec.image_size, self.spec.image_channels)
+        stored = (spool.part(_CODEC), spool.part(_EXTRACTOR))
+        needed = (codec_is_fitted(spec.codec), extractor_is_fitted(spec.extractor))
+        is_whole = all(path for path, is_needed in zip(stored, needed, strict=True) if is_needed)
+        if not is_whole:
+            spool.clear()
+            sample = sample_pictures(self.source, shape, self._report("sample"))
+            report = self._report("fit")
+            report(0, 1)
+            codec = create_codec(spec, sample, models)
+            extractor = create_extractor(spec, sample, models)
+            if needed[0]:
+                spool.add_part(_CODEC, codec.stored())
+            if needed[1]:
+                spool.add_part(_EXTRACTOR, pack_tensors(extractor.tensors()))
+            report(1, 1)
+            return codec, extractor
+        tensors = read_tensors(stored[1], read_header(stored[1])) if stored[1] else {}
+        codec = open_codec(spec, stored[0] or self.out, models)
+        return codec, open_extractor(spec.extractor, tensors, models)
+
+    def _cluster(self, spool: Spool, extractor: Extractor) -> tuple[ClusterMap, Tensor]:
+        report, job = self._report("cluster"), self.options.job
+        report(0, 1)
+        rows = open_spool([batch.path for batch in spool.batches() if batch.rows])
+        fine, coarse = two_stage(rows, self.spec.clusters, self.spec.seed, job)
+        owners = torch.cat(list(assign(rows, fine, coarse, job)))
+        report(1, 1)
+        return ClusterMap(extractor, fine, coarse), owners
+
+    def _report(self, phase: Phase) -> Report:
+        return lambda done, total: self.on_progress(Progress(phase, done, total))
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists already and is not an empty folder")
-    out.mkdir(parents=True, exist_ok=True)
+def _ignore(progress: Progress) -> None:
+    """Nobody wants to know."""
 
 
-def _read(source: str | Path, spec: RunSpec) -> Pictures:
-    pictures = read_all(open_source(source), PictureShape(spec.image_size, spec.image_channels))
-    if pictures.skipped:
-        logger.warning("left out %s", SkipReport.of(pictures.skipped))
-    return pictures
+def _opened(source: Source | str | Path) -> Source:
+    return open_source(source) if isinstance(source, (str, Path)) else source
 
 
-def _cluster(images: Tensor, spec: RunSpec, models: Models) -> tuple[ClusterMap, Tensor]:
-    extractor = create_extractor(spec, images, models)
-    features = extractor(images)
-    fine, coarse = two_stage(features, spec.clusters, spec.seed)
-    return ClusterMap(extractor, fine, coarse), coarse[nearest(features, fine)]
-
-
-def _write_clusters(
-    out: Path, encoded: _Encoded, spec: RunSpec, report: _Reporter
-) -> tuple[ClusterInfo, ...]:
-    """One folder per cluster; rows keep the source's order."""
-    root = out / "clusters"
-    root.mkdir()
-    infos = []
-    for k in range(spec.clusters):
-        rows = (encoded.owners == k).nonzero()[:, 0]
-        texts = [encoded.pictures.captions[i] for i in rows.tolist()]
-        latents = encoded.codec.encode(encoded.pictures.images[rows]).half()
-        write_cluster(root / str(k), k, encoded.codec, latents, texts)
-        infos.append(ClusterInfo(k, len(rows), root / str(k)))
-        report("write")
-    return tuple(infos)
-
-
-def write_cluster(folder: Path, k: int, codec: Codec, latents: Tensor, captions: list[str]) -> None:
-    """Write the folder of one cluster.
-
-    Args:
-        folder: must not exist.
-        k: the cluster's number.
-        codec: made the latents.
-        latents: float16 [N, C, H, W].
-        captions: N of them.
-    """
-    unique = sorted(set(captions))
-    place = {caption: i for i, caption in enumerate(unique)}
-    index = ClusterIndex(SCHEMA, k, codec.digest, codec.latent, (), tuple(unique))
-    pointers = torch.tensor([place[caption] for caption in captions], dtype=torch.int64)
-    write_folder(folder, cluster_files(index, latents, pointers))
-
-
-def _counts(captions: tuple[str, ...], owners: Tensor, clusters: int) -> CaptionCounts:
-    """Caption counts per cluster; rare captions of a large set are summed up."""
-    per_cluster = [Counter[str]() for _ in range(clusters)]
-    for caption, k in zip(captions, owners.tolist(), strict=True):
-        per_cluster[k][caption] += 1
-    total = sum(per_cluster, Counter[str]())
-    ranked = sorted(total, key=lambda caption: (-total[caption], caption))
-    listed = tuple(sorted(ranked[:MAX_CAPTIONS]))
-    counts = tuple(tuple(found[caption] for caption in listed) for found in per_cluster)
-    other = tuple(found.total() - sum(row) for found, row in zip(per_cluster, counts, strict=True))
-    return CaptionCounts(listed, counts, other)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Parts:
-    codec: NewCodec
-    clusters: ClusterMap
-    text_pins: Mapping[str, str]
-
-
-def _write_shared(out: Path, spec: RunSpec, parts: _Parts, counts: CaptionCounts) -> None:
-    codec, clusters = parts.codec, parts.clusters
-    tensors = {
-        **clusters.extractor.tensors(),
-        "fine": clusters.fine,
-        "coarse": clusters.coarse.to(torch.int32),
-    }
-    files = {
-        CODEC_FILE: codec.stored(),
-        CLUSTERS_FILE: pack_tensors(tensors),
-        CAPTIONS_FILE: canonical_json(to_json(counts)),
-    }
-    files = {name: files[name] for name in shared_files(spec)}
-    rows = tuple(sum(row) + rest for row, rest in zip(counts.counts, counts.other, strict=True))
-    facts = RunFacts(
-        schema=SCHEMA,
-        spec=spec,
-        latent=codec.latent,
-        rows=rows,
-        fine=len(clusters.fine),
-        features=clusters.extractor.dim,
-        pixels=clusters.extractor.pixels,
-        digests={name: digest_of(data) for name, data in files.items()},
-        models={**codec.pins, **clusters.extractor.pins, **parts.text_pins},
+def _too_few(source: Source, found: int, spec: RunSpec, skipped: SkipReport) -> DataError:
+    needed, most = spec.clusters * MIN_PICTURES, found // MIN_PICTURES
+    left_out = f" ({skipped.count} skipped: {skipped})" if skipped.count else ""
+    mend = f"choose at most {most} clusters" if most else "add pictures"
+    return DataError(
+        f"{source.name}: {spec.clusters} clusters need at least {needed} pictures, "
+        f"got {found}{left_out}; {mend}"
     )
-    files[RUN_FILE] = canonical_json(to_json(facts))
-    write_folder(out / "shared", files)
+
+
+def _plan(source: Source, spec: RunSpec, models: Models) -> Plan:
+    parts = [PARTS[name] for name in (spec.codec, spec.extractor) if name in PARTS]
+    pins: dict[str, str] = {}
+    for part in parts:
+        pins |= models.find(part).pins
+    return Plan(
+        schema=SCHEMA,
+        source=source.name,
+        fingerprint=source.fingerprint,
+        entries=len(source),
+        batch=pictures_per_batch(PictureShape(spec.image_size, spec.image_channels)),
+        image_size=spec.image_size,
+        image_channels=spec.image_channels,
+        codec=spec.codec,
+        extractor=spec.extractor,
+        models=pins,
+    )
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """The output folder, made or taken up again, for this process alone."""
+    begun = out / SPOOL
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not begun.is_dir())):
+        raise DataError(f"{out}: exists already and is not an empty folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DiskError(out, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{out}: another process is making a run there") from error
+        sweep(out)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sizes_of_finished(out: Path, spec: RunSpec) -> tuple[int, ...] | None:
+    """Rows per cluster of a run that was finished here; what another spec left is removed."""
+    if (out / "shared").exists():
+        facts = load_run(out / "shared").facts
+        if facts.spec == spec:
+            return facts.rows
+        remove_folder(out / "shared")
+    if (out / "clusters").exists():
+        remove_folder(out / "clusters")
+    return None

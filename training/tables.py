@@ -6,7 +6,6 @@ arrow.apache.org/docs/format/Columnar.html (the streaming format).
 """
 
 import os
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from training.data import Entry, Skipped
+from training.data import Entry, Skipped, parts_of
 from training.decode import MAX_CAPTION_CHARS, MAX_PICTURE_BYTES, printable
 from training.errors import DataError, UnusableError
 from training.folders import file_state
@@ -96,16 +95,10 @@ class TableSource:
 
     def read(self, positions: range) -> Iterator[Entry | Skipped]:
         """The row at each position."""
-        index = 0
-        while index < len(positions):
-            place = bisect_right(self._ends, positions[index])
-            segment, end = self._segments[place], self._ends[place]
-            first = end - segment.rows
-            inside = [p - first for p in positions[index:] if p < end]
-            yield from self._read_segment(segment, inside)
-            index += len(inside)
+        for number, inside in parts_of(positions, self._ends):
+            yield from self._read_segment(self._segments[number], inside)
 
-    def _read_segment(self, segment: Segment, wanted: Sequence[int]) -> Iterator[Entry | Skipped]:
+    def _read_segment(self, segment: Segment, wanted: range) -> Iterator[Entry | Skipped]:
         import pyarrow as pa  # noqa: PLC0415
 
         left = iter(wanted)

@@ -9,7 +9,6 @@ import json
 import os
 import tarfile
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, Final, cast
 
-from training.data import Entry, Skipped
+from training.data import Entry, Skipped, parts_of
 from training.decode import MAX_PICTURE_BYTES, printable
 from training.errors import DataError, UnusableError
 from training.folders import SUFFIXES, file_state
@@ -72,13 +71,8 @@ class TarSource:
 
     def read(self, positions: range) -> Iterator[Entry | Skipped]:
         """The sample at each position."""
-        index = 0
-        while index < len(positions):
-            place = bisect_right(self._ends, positions[index])
-            file, end = self._files[place], self._ends[place]
-            inside = [p - (end - len(file)) for p in positions[index:] if p < end]
-            yield from file.read(inside)
-            index += len(inside)
+        for number, inside in parts_of(positions, self._ends):
+            yield from self._files[number].read(inside)
 
 
 class _TarFile:
@@ -103,7 +97,7 @@ class _TarFile:
     def __len__(self) -> int:
         return len(self._starts) + self._is_damaged
 
-    def read(self, positions: Sequence[int]) -> Iterator[Entry | Skipped]:
+    def read(self, positions: range) -> Iterator[Entry | Skipped]:
         """Samples by their number in this file, rising."""
         with _opened(self.path) as content:
             for number in positions:

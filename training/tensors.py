@@ -146,24 +146,47 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     Raises:
         ValueError: for a name or dtype that could not be read back.
     """
-    header: dict[str, object] = {}
-    chunks: list[bytes] = []
-    offset = 0
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        if not _NAME.fullmatch(name) or ".." in name or tensor.dtype not in _DTYPE_NAMES:
+    stored = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    for name, tensor in stored.items():
+        if tensor.dtype not in _DTYPE_NAMES:
             raise ValueError(f"cannot store tensor {name!r} of {tensor.dtype}")
-        chunk = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    head, _ = pack_header({name: spec_of(tensor) for name, tensor in stored.items()})
+    return head + b"".join(tensor_bytes(tensor) for tensor in stored.values())
+
+
+def pack_header(schema: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
+    """The head of a file that holds these tensors, for one written piece by piece.
+
+    Returns:
+        all bytes before the data, and the offset in the file of each tensor's first byte; the data
+        follow each other in the order of the names.
+
+    Raises:
+        ValueError: for a name that could not be read back.
+    """
+    header: dict[str, object] = {}
+    offset = 0
+    places: dict[str, int] = {}
+    for name in sorted(schema):
+        spec = schema[name]
+        if not _NAME.fullmatch(name) or ".." in name:
+            raise ValueError(f"cannot store a tensor called {name!r}")
+        places[name], end = offset, offset + spec.size_bytes
         header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + len(chunk)],
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [offset, end],
         }
-        offset += len(chunk)
-        chunks.append(chunk)
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data aligned to 8 bytes, as the format asks
-    return struct.pack("<Q", len(text)) + text + b"".join(chunks)
+    head = struct.pack("<Q", len(text)) + text
+    return head, {name: len(head) + place for name, place in places.items()}
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """A contiguous tensor's data, as a file holds them."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 @contextmanager

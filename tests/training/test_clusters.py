@@ -6,16 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from training import clusters
-from training.clusters import (
-    INDEX,
-    Cluster,
-    ClusterIndex,
-    cluster_files,
-    rows_per_shard,
-    shard_name,
-)
+from training.clusters import INDEX, Cluster, ClusterWriter, rows_per_shard, shard_name
 from training.errors import DataError, TensorFileError
 from training.prepare import PreparedRun
 from training.tensors import pack_tensors
@@ -34,21 +28,60 @@ def test_loaded_cluster_gives_latents_and_captions_row_by_row(cluster: Cluster) 
     assert set(cluster.row_captions()) <= {"a disc", "two bars"}
 
 
+def write(folder: Path, latents: Tensor, captions: list[str], parts: tuple[int, ...]) -> None:
+    """Write a cluster in pieces of so many rows."""
+    folder.mkdir(exist_ok=True)
+    unique = sorted(set(captions))
+    places = torch.tensor([unique.index(caption) for caption in captions])
+    writer = ClusterWriter(folder, 3, "c" * 64, (2, 2, 2), len(latents))
+    begin = 0
+    for size in parts:
+        rows = slice(begin, begin + size)
+        writer.add(latents[rows], places[rows], captions[rows])
+        begin += size
+    writer.close(unique)
+
+
+def ten_rows() -> tuple[Tensor, list[str]]:
+    latents = torch.randn(10, 2, 2, 2, generator=torch.Generator().manual_seed(0)).half()
+    return latents, [f"{'cab'[i % 3]}" for i in range(10)]
+
+
 @pytest.mark.parametrize("shards", [1, 2, 5])
-def test_rows_survive_any_number_of_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+@pytest.mark.parametrize("parts", [(10,), (1, 9), (3, 0, 4, 3), (1,) * 10])
+def test_rows_survive_any_number_of_shards_and_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, parts: tuple[int, ...]
 ) -> None:
     per_shard = -(-10 // shards)
     monkeypatch.setattr(clusters, "rows_per_shard", lambda latent: per_shard)
-    latents = torch.randn(10, 2, 2, 2, generator=torch.Generator().manual_seed(0)).half()
-    captions = torch.arange(10) % 3
-    index = ClusterIndex(1, 3, "c" * 64, (2, 2, 2), (), ("a", "b", "c"))
-    for name, data in cluster_files(index, latents, captions).items():
-        (tmp_path / name).write_bytes(data)
-    assert len(list(tmp_path.glob("*.safetensors"))) == shards
-    loaded = Cluster.load(tmp_path)
+    latents, captions = ten_rows()
+    write(tmp_path / "pieces", latents, captions, parts)
+    write(tmp_path / "whole", latents, captions, (10,))
+    assert len(list((tmp_path / "pieces").glob("*.safetensors"))) == shards
+    loaded = Cluster.load(tmp_path / "pieces")
     assert torch.equal(loaded.stored, latents)
-    assert torch.equal(loaded.caption_of, captions)
+    assert loaded.row_captions() == captions
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "pieces" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_rows_that_were_not_announced_are_refused(tmp_path: Path) -> None:
+    latents, captions = ten_rows()
+    with pytest.raises(ValueError, match="9 rows of 10 were written"):
+        write(tmp_path / "few", latents, captions, (9,))
+    writer = ClusterWriter(tmp_path, 0, "c" * 64, (2, 2, 2), 9)
+    with pytest.raises(ValueError, match="more than 9 rows"):
+        writer.add(latents, torch.zeros(10, dtype=torch.int64), captions)
+
+
+def test_index_that_no_reader_would_take_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "MAX_JSON_BYTES", 100)
+    latents, captions = ten_rows()
+    with pytest.raises(DataError, match=r"cluster 3: its 3 different captions take .* more clust"):
+        write(tmp_path, latents, captions, (10,))
+    assert not (tmp_path / INDEX).exists()
 
 
 def test_shard_stays_below_64_mib_and_fills_it() -> None:
@@ -71,8 +104,12 @@ def test_altered_row_is_named(folder: Path) -> None:
 def test_latents_that_are_not_numbers_are_refused_with_the_file(folder: Path) -> None:
     whole = Cluster.load(folder)
     whole.stored[3, 0, 0, 0] = float("nan")
-    files = cluster_files(whole.index, whole.stored, whole.caption_of)
-    (folder / shard_name(0)).write_bytes(files[shard_name(0)])
+    shutil.rmtree(folder)
+    folder.mkdir()
+    index = whole.index
+    writer = ClusterWriter(folder, index.cluster, index.codec, index.latent, len(whole))
+    writer.add(whole.stored, whole.caption_of, whole.row_captions())
+    writer.close(whole.captions)
     with pytest.raises(
         TensorFileError, match=r"latents-000\.safetensors: tensor latents holds NaN"
     ):

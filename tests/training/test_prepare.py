@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.training.conftest import SIDE, TINY_SPEC, draw_pictures
 from training.clusters import Cluster
@@ -68,10 +69,15 @@ def test_new_pictures_are_assigned_where_they_were_clustered(
     assert tuple(owners.bincount(minlength=2).tolist()) == run.facts.rows
 
 
-def test_progress_is_monotone_and_ends_complete(pictures: Path, tmp_path: Path) -> None:
+def test_progress_counts_pictures_phase_by_phase(pictures: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
     prepare_run(pictures, tmp_path / "out", TINY_SPEC, seen.append)
-    assert [p.done for p in seen] == list(range(seen[-1].total + 1))
+    phases = list(dict.fromkeys(p.phase for p in seen))
+    assert phases == ["sample", "fit", "encode", "cluster", "write"]
+    for phase in ("sample", "encode", "write"):
+        counted = [p.done for p in seen if p.phase == phase]
+        assert counted == sorted(counted)
+        assert (counted[-1], seen[-1].total) == (48, 48)
 
 
 @pytest.mark.parametrize(("count", "clusters"), [(1, 1), (3, 2), (5, 8)])
@@ -124,10 +130,13 @@ def test_skipped_files_are_reported(tmp_path: Path) -> None:
     assert str(made.skipped) == "1 unreadable picture: 000.png (UnidentifiedImageError)"
 
 
-def test_default_spec_of_a_folder_is_in_colour_and_named_after_it(tmp_path: Path) -> None:
+def test_default_spec_of_a_folder_is_named_after_it_and_in_colour_if_it_is(tmp_path: Path) -> None:
     assert default_spec("fashion").preset == "fashion-tiny"
-    spec = default_spec(tmp_path / "boats", clusters=3)
-    assert (spec.name, spec.clusters, spec.image_channels) == ("boats", 3, 3)
+    folder = draw_pictures(tmp_path / "boats", 4)
+    spec = default_spec(folder, clusters=3)
+    assert (spec.name, spec.clusters, spec.image_channels) == ("boats", 3, 1)
+    Image.new("RGB", (8, 8), "red").save(folder / "001.png")
+    assert default_spec(folder).image_channels == 3
 
 
 def copied(prepared: PreparedRun, tmp_path: Path) -> Path:
