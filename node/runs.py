@@ -1,4 +1,4 @@
-"""Runs: made from pictures, shipped with the package, or fetched from a peer; kept as blobs.
+"""Runs: shipped with the package, made here, or fetched from a peer; kept as blobs.
 
 A run's manifest is a blob whose CID is the run id; it names the folder that every node needs and
 one folder of data per cluster. The built-in run lies in the package as those folders, so its id is
@@ -7,8 +7,7 @@ the same on every machine.
 
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,27 +22,11 @@ from p2p.limits import CHUNK_SIZE
 from p2p.records import ClaimPolicy, RunManifest
 
 if TYPE_CHECKING:
-    from training.config import RunSpec
-    from training.prepare import PreparedRun, Progress
+    from training.data import SkipReport
+    from training.prepare import PreparedRun
 
 BUILTIN_FOLDER: Final = Path(__file__).parent / "builtin_run"
 MANIFEST_FILE: Final = "manifest.bin"
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What a founder may choose; None takes what suits the data."""
-
-    clusters: int = 4
-    name: str | None = None
-    preset: str | None = None
-    budget_samples: int | None = None
-    save_samples: int | None = None
-    learning_rate: float | None = None
-    seed: int = 0
-    claim_policy: ClaimPolicy = field(default_factory=ClaimPolicy)
-    models: Path | None = None
-    """Folder of pretrained parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,69 +37,10 @@ class CreatedRun:
     manifest: RunManifest
     cluster_sizes: tuple[int, ...]
     size_bytes: int
-    skipped: tuple[str, ...]
-    """Entries left out: for each reason how many, and the first few."""
-
-
-def create_run(
-    source: str,
-    blobs: BlobStore,
-    scratch: Path,
-    options: RunOptions,
-    on_progress: "Callable[[Progress], None] | None" = None,
-) -> CreatedRun:
-    """Make a run from the bundled set ("fashion") or a folder of captioned pictures.
-
-    Args:
-        source: "fashion" or a folder.
-        blobs: the home's store; all of the run is kept in it.
-        scratch: an existing folder for what is prepared on the way; cleaned up.
-        options: see `RunOptions`.
-        on_progress: told of each phase.
-
-    Raises:
-        NodeError: if the data can't be used, with the reason.
-        StorageError: if the store is full.
-    """
-    from training.errors import (  # noqa: PLC0415  torch is loaded here, not before
-        ModelMissingError,
-        TrainingError,
-    )
-    from training.prepare import prepare_run  # noqa: PLC0415
-
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="run-") as folder:
-        try:
-            spec = _spec(source, options)
-            prepared = prepare_run(source, Path(folder) / "run", spec, on_progress, options.models)
-        except ModelMissingError as error:
-            raise NodeError(
-                ErrorCode.NOT_FOUND, str(error), "see: paris-node run create --help"
-            ) from error
-        except TrainingError as error:
-            raise NodeError(
-                ErrorCode.FAILED, str(error), "see: paris-node run create --help"
-            ) from error
-        return import_run(prepared, blobs, options.claim_policy)
-
-
-def _spec(source: str, options: RunOptions) -> "RunSpec":
-    from training.prepare import default_spec  # noqa: PLC0415
-
-    spec = default_spec(source, options.clusters)
-    train = replace(
-        spec.train,
-        budget_samples=options.budget_samples or spec.train.budget_samples,
-        save_samples=options.save_samples or spec.train.save_samples,
-        learning_rate=options.learning_rate or spec.train.learning_rate,
-        seed=options.seed,
-    )
-    return replace(
-        spec,
-        name=options.name or spec.name,
-        preset=options.preset or spec.preset,
-        seed=options.seed,
-        train=train,
-    )
+    image_size: int
+    image_channels: int
+    skipped: "SkipReport"
+    """Entries of the source that were left out."""
 
 
 def import_run(prepared: "PreparedRun", blobs: BlobStore, policy: ClaimPolicy) -> CreatedRun:
@@ -139,7 +63,9 @@ def import_run(prepared: "PreparedRun", blobs: BlobStore, policy: ClaimPolicy) -
         manifest=manifest,
         cluster_sizes=tuple(info.n for info in prepared.clusters),
         size_bytes=sum(folder.size for _, folder in stored),
-        skipped=tuple(str(group) for group in prepared.skipped.groups),
+        image_size=prepared.spec.image_size,
+        image_channels=prepared.spec.image_channels,
+        skipped=prepared.skipped,
     )
 
 

@@ -22,7 +22,7 @@ class Progress:
 
     Args:
         label: one word, "pull" or "denoise".
-        unit: what is counted.
+        unit: what is counted; bytes and pictures with their rate.
         options: --quiet silences it.
         clock: seconds, monotonic.
     """
@@ -31,7 +31,7 @@ class Progress:
         self,
         label: str,
         *,
-        unit: Literal["bytes", "steps"],
+        unit: Literal["bytes", "steps", "pictures"],
         options: Options,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -41,6 +41,7 @@ class Progress:
         self._clock = clock
         self._started = self._said = clock()
         self._done = 0
+        self._begun_at: int | None = None
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
@@ -69,6 +70,8 @@ class Progress:
         if self._is_silent or not isinstance(done, int) or not isinstance(total, int):
             return
         self._done = max(self._done, min(done, total))
+        if self._begun_at is None:  # what an earlier command had done says nothing about the rate
+            self._begun_at, self._started = self._done, self._clock()
         if is_interactive():
             self._draw(total, detail)
         elif self._clock() - self._said >= LINE_EVERY_S:
@@ -83,23 +86,31 @@ class Progress:
             self._bar.console.print(text, markup=False, highlight=False)
 
     def _line(self, total: int, detail: object) -> str:
-        elapsed = max(self._clock() - self._started, 1e-9)
-        left = (total - self._done) * elapsed / self._done if self._done else None
+        rate = self._rate()
         show = size_text if self._unit == "bytes" else count_text
         parts = [f"{self._label}  {show(self._done)} of {show(total)}"]
-        if self._unit == "bytes":
-            parts.append(f"{size_text(self._done / elapsed)}/s")
-        parts.append(f"{duration_text(left)} left")
+        if self._unit != "steps":
+            parts.append(f"{show(rate if self._unit == 'bytes' else round(rate))}/s")
+        parts.append(f"{duration_text((total - self._done) / rate if rate else None)} left")
         parts.append(_detail_text(detail))
         return "  ".join(part for part in parts if part)
+
+    def _rate(self) -> float:
+        """Units per second since the first one here."""
+        elapsed = max(self._clock() - self._started, 1e-9)
+        return (self._done - (self._begun_at or 0)) / elapsed
 
     def _draw(self, total: int, detail: object) -> None:
         if self._bar is None:
             self._bar = self._make_bar()
             self._bar.start()
-            self._task = self._bar.add_task(self._label, total=total, detail="")
+            self._task = self._bar.add_task(
+                self._label, total=total, completed=self._done, detail=""
+            )
         assert self._task is not None  # noqa: S101  # made with the bar
         text = _detail_text(detail)
+        if self._unit == "pictures":
+            text = f"{count_text(round(self._rate()))}/s"
         self._bar.update(self._task, completed=self._done, total=total, detail=text)
 
     def _make_bar(self) -> "RichProgress":

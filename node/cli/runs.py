@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -21,6 +21,7 @@ from node.cli.output import (
 from node.errors import ErrorCode, NodeError
 
 if TYPE_CHECKING:
+    from node.cli.progress import Progress
     from node.config import Config
     from node.runs import CreatedRun
     from p2p.blobs import BlobStore
@@ -44,7 +45,7 @@ def run() -> None:
     examples=(
         "paris-node run create fashion",
         "paris-node run create ./pictures --clusters 8 --name boats",
-        "paris-node run create ./pictures --json | jq -r .run",
+        "paris-node run create boats.parquet --caption-column alt --json | jq -r .run",
     )
 )
 @click.argument("data")
@@ -53,7 +54,26 @@ def run() -> None:
     help="Parts of the data, one expert each.",
 )  # fmt: skip
 @click.option("--name", metavar="NAME", help="What people call it; the data's name by default.")
+@click.option("--split", metavar="NAME", help="Of data that has several: train, test...")
+@click.option("--image-column", metavar="NAME", help="Of a table, if the name is an unusual one.")
+@click.option("--caption-column", metavar="NAME", help="The same; in metadata.jsonl, the key.")
+@click.option("--image-size", type=click.IntRange(16, 1024), metavar="N", help="Pixels a side.")
+@click.option(
+    "--colour/--grey", "is_colour", default=None,
+    help="Unless said: grey if no picture of a sample has colour.",
+)  # fmt: skip
+@click.option("--codec", metavar="NAME", help="Pictures to latents: patch-pca, sd-vae-ft-mse.")
+@click.option(
+    "--extractor", metavar="NAME",
+    help="What clusters go by: pixel-pca, efficientnet-lite0, dinov2-vitl14.",
+)  # fmt: skip
+@click.option("--text", metavar="NAME", help="Encodes captions: minilm-l6, clip-vit-l14.")
 @click.option("--preset", metavar="NAME", help="The expert's size: fashion-tiny, tiny-cpu, S/2...")
+@click.option(
+    "--objectives", metavar="A[,B...]",
+    help="What experts learn: fm or ddpm-eps; one for all, or one a cluster.",
+)  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Samples a step.")
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Budget of one expert.")
 @click.option(
     "--save-every", type=click.IntRange(min=1), metavar="N",
@@ -66,12 +86,21 @@ def run() -> None:
     help="How long a claim lives unrenewed; 300 unless said, less for a trial.",
 )  # fmt: skip
 @click.option(
+    "--dask", metavar="ADDRESS",
+    help="Cluster on the workers of this Dask scheduler, which must see the home's files.",
+)  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Forget what an interrupted command encoded.")
+@click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Also write the answer there, as JSON.",
 )  # fmt: skip
 @pass_options
 def create(options: Options, data: str, out: Path | None, **choices: Any) -> None:  # noqa: ANN401
-    """Make a run from DATA: "fashion", the bundled set, or a folder of captioned pictures.
+    """Make a run from DATA, captioned pictures; the same command again goes on if interrupted.
+
+    DATA is a folder of pictures (captions in metadata.jsonl, or told by the files' names), .parquet
+    files, a data set saved by Hugging Face datasets, webdataset .tar files, a folder of
+    Fashion-MNIST's files, or "fashion", the bundled set.
 
     Prints the run's id, which others join with `paris-node start --run ID`.
     """
@@ -91,35 +120,44 @@ def create(options: Options, data: str, out: Path | None, **choices: Any) -> Non
         return
     click.echo(created.run)
     if not options.quiet:
-        sizes = ", ".join(f"{size:,}" for size in created.cluster_sizes)
-        print_fields(
-            [
-                ("name", created.manifest.name),
-                ("clusters", f"{created.manifest.clusters}, of {sizes} pictures"),
-                ("size", size_text(created.size_bytes)),
-                ("skipped", "\n".join(created.skipped[:5]) or "nothing"),
-                ("start it", f"paris-node start --run {created.run}"),
-            ]
-        )
+        _print_created(created, choices)
+
+
+def _print_created(created: "CreatedRun", choices: dict[str, Any]) -> None:
+    sizes = ", ".join(f"{size:,}" for size in created.cluster_sizes)
+    kind = "colour" if created.image_channels == 3 else "grey"
+    seen = "" if choices["is_colour"] is not None else ", as a sample of them is"
+    print_fields(
+        [
+            ("name", created.manifest.name),
+            ("pictures", f"{created.image_size}x{created.image_size} pixels, {kind}{seen}"),
+            ("clusters", f"{created.manifest.clusters}, of {sizes} pictures"),
+            ("size", size_text(created.size_bytes)),
+            ("skipped", "\n".join(map(str, created.skipped.groups[:5])) or "nothing"),
+            ("start it", f"paris-node start --run {created.run}"),
+        ]
+    )
 
 
 def _create(config: "Config", data: str, choices: dict[str, Any], options: Options) -> "CreatedRun":
-    from node.runs import RunOptions, create_run
+    from node.founding import RunOptions, SourceChoice, create_run
     from p2p.errors import DecodeError, StorageError
     from p2p.records import ClaimPolicy
 
     try:
         policy = _policy(choices["lease"]) if choices["lease"] else ClaimPolicy()
+        same = ("clusters", "name", "preset", "codec", "extractor", "text", "image_size",
+                "is_colour", "batch", "learning_rate", "seed", "fresh", "dask")  # fmt: skip
         chosen = RunOptions(
-            clusters=choices["clusters"],
-            name=choices["name"],
-            preset=choices["preset"],
+            **{name: choices[name] for name in same},
+            objectives=tuple((choices["objectives"] or "").replace(",", " ").split()),
             budget_samples=choices["samples"],
             save_samples=choices["save_every"],
-            learning_rate=choices["learning_rate"],
-            seed=choices["seed"],
             claim_policy=policy,
             models=config.models_folder,
+            source=SourceChoice(
+                choices["split"], choices["image_column"], choices["caption_column"]
+            ),
         )
         with _Phases(options) as phases:
             return create_run(data, open_store(config), config.paths.data, chosen, phases.update)
@@ -127,7 +165,9 @@ def _create(config: "Config", data: str, choices: dict[str, Any], options: Optio
         raise NodeError(ErrorCode.USAGE, f"{error}.", "paris-node run create --help") from error
     except StorageError as error:
         raise NodeError(
-            ErrorCode.RESOURCE, f"The run cannot be stored: {error}.", "free some disk space"
+            ErrorCode.RESOURCE,
+            f"The run cannot be stored: {error}.",
+            "free some disk space, then repeat the command: it goes on from here",
         ) from error
 
 
@@ -156,7 +196,12 @@ def _created_json(created: "CreatedRun") -> Json:
         **_run_json(created.run, created.manifest),
         "cluster_sizes": list(created.cluster_sizes),
         "bytes": created.size_bytes,
-        "skipped": list(created.skipped),
+        "image_size": created.image_size,
+        "image_channels": created.image_channels,
+        "skipped": [
+            {"reason": group.reason, "count": group.count, "examples": list(group.examples)}
+            for group in created.skipped.groups
+        ],
     }
 
 
@@ -174,22 +219,32 @@ def _run_json(run_id: str, manifest: "RunManifest") -> Json:
 
 
 class _Phases:
-    """The phases of making a run, as one bar of steps."""
+    """The phases of making a run, a bar of pictures for each."""
 
     def __init__(self, options: Options) -> None:
-        from node.cli.progress import Progress
-
-        self._progress = Progress("prepare", unit="steps", options=options)
+        self._options = options
+        self._phase = ""
+        self._bar: Progress | None = None
 
     def __enter__(self) -> "_Phases":
-        self._progress.__enter__()
         return self
 
     def __exit__(self, *failure: Any) -> None:  # noqa: ANN401
-        self._progress.__exit__(*failure)
+        if self._bar is not None:
+            self._bar.__exit__(*failure)
 
     def update(self, progress: "Prepared") -> None:
-        self._progress.update(progress.done, progress.total)
+        """Show how far it is; a new phase begins a new bar."""
+        from node.cli.progress import Progress
+
+        if self._bar is None or progress.phase != self._phase:
+            self.__exit__(None, None, None)
+            self._phase = progress.phase
+            unit: Literal["steps", "pictures"] = "pictures"
+            if self._phase in ("fit", "cluster"):
+                unit = "steps"
+            self._bar = Progress(self._phase, unit=unit, options=self._options)
+        self._bar.update(progress.done, progress.total)
 
 
 @run.command(

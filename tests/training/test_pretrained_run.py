@@ -18,7 +18,7 @@ from training.folders import load_folder
 from training.hub import part_digest
 from training.loop import SavedCheckpoint, train
 from training.plan import SampleOptions
-from training.prepare import PreparedRun, prepare_run
+from training.prepare import PreparedRun, PrepareOptions, prepare_run
 from training.run import RUN_FILE, Run, load_run
 
 SPEC = replace(
@@ -34,7 +34,7 @@ SPEC = replace(
 @pytest.fixture(scope="module")
 def made(pictures: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedRun:
     out = tmp_path_factory.mktemp("pretrained") / "out"
-    return prepare_run(pictures, out, SPEC, models=models)
+    return prepare_run(pictures, out, SPEC, options=PrepareOptions(models))
 
 
 @pytest.fixture
@@ -171,11 +171,13 @@ def test_run_with_a_missing_part_is_not_begun(pictures: Path, models: Path, tmp_
     for name in ("clip-vit-l14", "dinov2-vitl14", "sd-vae-ft-mse"):
         shutil.rmtree(some / name)
         with pytest.raises(ModelMissingError, match=f"{name} is not on this machine"):
-            prepare_run(pictures, tmp_path / name, SPEC, models=some)
+            prepare_run(pictures, tmp_path / name, SPEC, options=PrepareOptions(some))
         assert not list((tmp_path / name).rglob("*.safetensors"))
         shutil.copytree(models / name, some / name)
     with pytest.raises(ConfigError, match="divisible by 8, got 20"):
-        prepare_run(pictures, tmp_path / "size", replace(SPEC, image_size=20), models=some)
+        prepare_run(
+            pictures, tmp_path / "size", replace(SPEC, image_size=20), options=PrepareOptions(some)
+        )
 
 
 def test_expert_of_another_codec_is_refused(
@@ -196,7 +198,7 @@ def test_expert_of_another_codec_is_refused(
 def test_same_pictures_and_parts_give_the_same_run(
     pictures: Path, made: PreparedRun, models: Path, tmp_path: Path
 ) -> None:
-    again = prepare_run(pictures, tmp_path / "again", SPEC, models=models)
+    again = prepare_run(pictures, tmp_path / "again", SPEC, options=PrepareOptions(models))
     for path in made.shared.iterdir():
         assert (again.shared / path.name).read_bytes() == path.read_bytes()
     latents = Cluster.load(again.clusters[0].folder).latents()
