@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.config import MAX_CLUSTERS, SCHEMA, LatentShape
-from training.errors import ConfigError, DataError
+from training.errors import ConfigError, DataError, TensorFileError
 from training.files import sync_folder, write_at, write_file
 from training.jsonio import MAX_JSON_BYTES, canonical_json, from_json, read_json, to_json
 from training.tensors import TensorSpec, pack_header, read_tensors, tensor_bytes
@@ -24,6 +24,7 @@ INDEX: Final = "captions.json"
 SHARD_BYTES: Final = 64 * 2**20
 MAX_ROWS: Final = 2**31 - 1
 _HASH_BYTES: Final = 32
+_MEND: Final = "delete the folder and fetch or make it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,10 @@ class Cluster:
         latents, captions = [], []
         for number, rows in enumerate(index.rows):
             path = folder / shard_name(number)
-            found = read_tensors(path, _shard_schema(rows, index.latent))
+            try:
+                found = read_tensors(path, _shard_schema(rows, index.latent))
+            except TensorFileError as error:
+                raise TensorFileError(path, f"{error.reason}; {_MEND}") from error
             _check_rows(path, found, index.captions)
             latents.append(found["latents"])
             captions.append(found["caption"].long())
@@ -212,10 +216,10 @@ def _read_index(path: Path) -> ClusterIndex:
     try:
         index = from_json(ClusterIndex, read_json(path), path.name)
     except ConfigError as error:
-        raise DataError(f"cluster folder {path.parent.name}: {error}") from error
+        raise DataError(f"cluster folder {path.parent.name}: {error}; {_MEND}") from error
     problem = _index_problem(index)
     if problem:
-        raise DataError(f"cluster folder {path.parent.name}: {path.name}: {problem}")
+        raise DataError(f"cluster folder {path.parent.name}: {path.name}: {problem}; {_MEND}")
     return index
 
 
@@ -245,12 +249,12 @@ def _shard_schema(rows: int, latent: LatentShape) -> dict[str, TensorSpec]:
 def _check_rows(path: Path, found: dict[str, Tensor], captions: tuple[str, ...]) -> None:
     pointers = found["caption"]
     if int(pointers.min()) < 0 or int(pointers.max()) >= len(captions):
-        raise DataError(f"{path.name}: a row points to a caption that is not in the index")
+        raise DataError(f"{path.name}: a row points to a caption that is not in the index; {_MEND}")
     texts = [captions[i] for i in pointers.tolist()]
     same = (_row_hashes(found["latents"], texts) == found["sha256"]).all(1)
     if not bool(same.all()):
         row = int(same.long().argmin())
-        raise DataError(f"{path.name}: row {row} does not match its hash: it was altered")
+        raise DataError(f"{path.name}: row {row} does not match its hash: it was altered; {_MEND}")
 
 
 def _row_hashes(latents: Tensor, texts: Sequence[str]) -> Tensor:
