@@ -31,6 +31,10 @@ class LoraError(TrainingError):
     """An adapter is incomplete or altered, or was made for another base."""
 
 
+class ExportError(TrainingError):
+    """A model cannot be exported as asked: a cluster has no expert, or the folder is in use."""
+
+
 class DivergedError(TrainingError):
     """The loss is no longer a finite number: nothing was saved from that step on."""
 

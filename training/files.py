@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 TEMPORARY: Final = ".tmp-"
+PRIVATE: Final = 0o600
+SHARED: Final = 0o644
+"""Of what is written to be given away."""
 COPY_BYTES: Final = 2**20
 """Bytes in memory while a file is copied: a checkpoint may be larger than the memory."""
 
@@ -114,17 +117,27 @@ def digest_of(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes, mode: int = PRIVATE) -> None:
     """Write a new file, and its folders, to the disk itself.
+
+    Args:
+        path: where.
+        data: all of it.
+        mode: permissions, less what the umask takes.
 
     Raises:
         OSError: it is there already, or the disk refuses.
     """
-    _write_chunks(path, iter([data]))
+    _write_chunks(path, iter([data]), mode)
 
 
-def copy_synced(source: Path, target: Path) -> str:
+def copy_synced(source: Path, target: Path, mode: int = PRIVATE) -> str:
     """Copy a file in pieces; a symbolic link is refused, whatever it names.
+
+    Args:
+        source: what.
+        target: where; must not exist.
+        mode: permissions of the copy, less what the umask takes.
 
     Returns:
         sha256 of what was copied, hexadecimal.
@@ -140,13 +153,13 @@ def copy_synced(source: Path, target: Path) -> str:
             yield piece
 
     with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        _write_chunks(target, chunks(file))
+        _write_chunks(target, chunks(file), mode)
     return digest.hexdigest()
 
 
-def _write_chunks(path: Path, chunks: Iterator[bytes]) -> None:
+def _write_chunks(path: Path, chunks: Iterator[bytes], mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         for chunk in chunks:
             rest = memoryview(chunk)

@@ -89,6 +89,16 @@ def clip_text_classes() -> tuple[Any, Any]:
 
 
 @cache
+def clip_tokenizer_class() -> Any:  # noqa: ANN401
+    """The class `CLIPTokenizer` of transformers."""
+    with _offline_and_quiet():
+        from transformers.models.clip.tokenization_clip import CLIPTokenizer  # noqa: PLC0415
+
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        return CLIPTokenizer
+
+
+@cache
 def dinov2_classes() -> tuple[Any, Any]:
     """The classes `Dinov2Config` and `Dinov2Model` of transformers."""
     with _offline_and_quiet():

@@ -60,13 +60,16 @@ class LayoutError(TrainingError):
     Args:
         folder: as the person gave it.
         problems: each one sentence: where, what was expected, what was found.
+
+    Attributes:
+        shown: the first of them, and how many more there are.
     """
 
     def __init__(self, folder: Path, problems: tuple[str, ...]) -> None:
-        shown = list(problems[:_MOST_SHOWN])
+        self.shown = problems[:_MOST_SHOWN]
         if len(problems) > _MOST_SHOWN:
-            shown.append(f"and {len(problems) - _MOST_SHOWN} more")
-        super().__init__(f"{folder}: {'; '.join(shown)}")
+            self.shown += (f"and {len(problems) - _MOST_SHOWN} more",)
+        super().__init__(f"{folder}: {'; '.join(self.shown)}")
         self.folder = folder
         self.problems = problems
 

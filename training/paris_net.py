@@ -14,7 +14,6 @@ Assumed, because only that port shows it: the layer norms' epsilon, the router h
 router's heads of 64 features where its config does not say.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,12 +21,13 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from training.config import LatentShape
 from training.libraries import pixart_class
-from training.nets import TIME_SCALE, predict
+from training.nets import predict
 from training.paris_layout import NetConfig
+from training.router import log_of, posterior
+from training.router_net import RouterNet, RouterShape
 from training.tensors import TensorSpec
 from training.text import TextStates
 
@@ -179,6 +179,7 @@ class PublishedExpert:
     """Answers with velocities of the straight path, as `training.experts.Expert` does."""
 
     net: nn.Module
+    objective: str = "fm"
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
@@ -186,65 +187,56 @@ class PublishedExpert:
         return predict(self.net, x_t, t, TextStates(states, mask))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class PublishedRouter:
-    """p(k | x_t, t) by the published router: a transformer with a CLS token, no text.
+    """p(k | x_t, t) by the published router; the p(k) of its training data is not known."""
+
+    def __init__(self, net: RouterNet) -> None:
+        self._net = net
+        self.clusters = tuple(range(net.shape.clusters))
+
+    @torch.no_grad()
+    def log_likelihood(self, x_t: Tensor, t: float) -> Tensor:
+        """Log p(k | x_t, t): log p(x_t | k) if all clusters were equally frequent; [B, K]."""
+        logits: Tensor = self._net(x_t.float(), torch.full((len(x_t),), t))
+        return logits.log_softmax(dim=1)
+
+    def probabilities(self, x_t: Tensor, t: float, prior: Tensor | None = None) -> Tensor:
+        """Noisy latents [B, C, H, W] at time t in 0..1 -> [B, K]; see `training.router.Router`."""
+        flat = torch.zeros(len(self.clusters))
+        return posterior(self.log_likelihood(x_t, t), flat if prior is None else log_of(prior))
+
+
+def router_shape(config: NetConfig, latent: LatentShape, clusters: int) -> RouterShape:
+    """The shape of a published router, as this program's own routers have one.
+
+    Raises:
+        ConfigError: if it is larger than any router this program builds.
+    """
+    width = config.hidden_size // config.num_heads
+    return RouterShape(
+        config.num_heads, width, config.num_layers, config.patch_size, latent, clusters
+    )
+
+
+def build_router(
+    config: NetConfig, latent: LatentShape, weights: Mapping[str, Tensor]
+) -> RouterNet:
+    """A published router as a module, in float32 and in evaluation mode.
 
     Args:
         config: of the router, completed by `sized_router`.
-        weights: float32, named and shaped as `router_shapes` says.
+        latent: channels, height, width.
+        weights: named and shaped as `router_shapes` says, of any float type.
+
+    Raises:
+        ConfigError: if it is larger than any router this program builds.
     """
-
-    config: NetConfig
-    weights: Mapping[str, Tensor]
-
-    @torch.no_grad()
-    def probabilities(self, x_t: Tensor, t: float) -> Tensor:
-        """Noisy latents [B, C, H, W] at time t in 0..1 -> [B, K], rows sum to 1."""
-        weights = self.weights
-        patches = functional.conv2d(
-            x_t.float(),
-            weights["patch_embed.weight"],
-            weights["patch_embed.bias"],
-            stride=self.config.patch_size,
-        )
-        tokens = patches.flatten(2).transpose(1, 2) + weights["pos_embed"]
-        tokens = torch.cat([weights["cls_token"].expand(len(x_t), -1, -1), tokens], dim=1)
-        wave = time_waves(torch.full((len(x_t),), t * TIME_SCALE), FREQUENCIES)
-        time = self._linear(
-            "time_embed.mlp.2", functional.silu(self._linear("time_embed.mlp.0", wave))
-        )
-        for layer in range(self.config.num_layers):
-            tokens = self._block(f"layers.{layer}", tokens, functional.silu(time))
-        hidden = _gelu(self._linear("head.0", tokens[:, 0]))
-        size = (self.config.hidden_size,)
-        hidden = functional.layer_norm(
-            hidden, size, weights["head.2.weight"], weights["head.2.bias"], NORM_EPS
-        )
-        return self._linear("head.4", _gelu(hidden)).softmax(dim=1)
-
-    def _block(self, name: str, tokens: Tensor, time: Tensor) -> Tensor:
-        """AdaLN-zero: [B, N, W] tokens, [B, W] activated time -> [B, N, W]."""
-        modulation = self._linear(f"{name}.adaLN_modulation.1", time)[:, None].chunk(6, dim=2)
-        shift, scale, gate, hidden_shift, hidden_scale, hidden_gate = modulation
-        size = tokens.shape[-1:]
-        normal = functional.layer_norm(tokens, size, eps=NORM_EPS) * (1 + scale) + shift
-        tokens = tokens + gate * self._attention(f"{name}.attn", normal)
-        normal = functional.layer_norm(tokens, size, eps=NORM_EPS) * (1 + hidden_scale)
-        hidden = _gelu(self._linear(f"{name}.mlp.0", normal + hidden_shift))
-        return tokens + hidden_gate * self._linear(f"{name}.mlp.2", hidden)
-
-    def _attention(self, name: str, tokens: Tensor) -> Tensor:
-        joined = functional.linear(
-            tokens, self.weights[f"{name}.in_proj_weight"], self.weights[f"{name}.in_proj_bias"]
-        )
-        heads = self.config.num_heads
-        split = joined.reshape(*tokens.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(split[0], split[1], split[2])
-        return self._linear(f"{name}.out_proj", mixed.transpose(1, 2).flatten(2))
-
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+    shape = router_shape(config, latent, len(weights["head.4.bias"]))
+    with torch.device("meta"):
+        net = RouterNet(shape)
+    floats = {name: tensor.float() for name, tensor in weights.items()}
+    net.load_state_dict(floats, assign=True)
+    return net.eval().requires_grad_(False)
 
 
 def sized_router(config: NetConfig, tensors: Mapping[str, TensorSpec]) -> NetConfig:
@@ -268,15 +260,3 @@ def sized_router(config: NetConfig, tensors: Mapping[str, TensorSpec]) -> NetCon
 def _layers(tensors: Mapping[str, TensorSpec]) -> int:
     numbers = [re.match(r"layers\.(\d{1,4})\.", name) for name in tensors]
     return max((int(found[1]) + 1 for found in numbers if found), default=0)
-
-
-def time_waves(times: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding of DiT: [B] -> [B, width], cosines first.  Source: arXiv 1706.03762."""
-    half = width // 2
-    rates = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10_000) / half))
-    angles = times.float()[:, None] * rates
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def _gelu(x: Tensor) -> Tensor:
-    return functional.gelu(x, approximate="tanh")

@@ -70,14 +70,14 @@ class ExpertHead(nn.Module):
 
 
 class ReferenceExpert(nn.Module):
-    """v(x_t, t, text): [B, 4, 8, 8], [B] in 0..1000, [B, L, 20] -> [B, 4, 8, 8]."""
+    """v(x_t, t, text): [B, 4, 8, 8], [B] in 0..1000, [B, L, text] -> [B, 4, 8, 8]."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: int = TEXT) -> None:
         super().__init__()
         self.patch_embed = nn.Conv2d(CHANNELS, WIDTH, PATCH, PATCH)
         self.pos_embed = nn.Parameter(torch.randn(1, TOKENS, WIDTH))
         self.time_embed = Time(WIDTH)
-        self.text_proj = nn.Linear(TEXT, WIDTH)
+        self.text_proj = nn.Linear(text, WIDTH)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 6 * WIDTH))
         self.layers = nn.ModuleList(ExpertBlock() for _ in range(LAYERS))
         self.final_layer = ExpertHead()
@@ -106,7 +106,8 @@ class RouterBlock(nn.Module):
         self.mlp = hidden_layer(width)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        parts = self.adaLN_modulation(time).reshape(len(x), 6, ROUTER_WIDTH).chunk(6, dim=1)
+        modulation: Tensor = self.adaLN_modulation(time)
+        parts = modulation.reshape(len(x), 6, ROUTER_WIDTH).chunk(6, dim=1)
         h = normal(x) * (1 + parts[1]) + parts[0]
         x = x + parts[2] * self.attn(h, h, h)[0]
         hidden: Tensor = self.mlp(normal(x) * (1 + parts[4]) + parts[3])
@@ -149,11 +150,11 @@ class FakeParis:
     router: ReferenceRouter
 
 
-def write_paris(folder: Path, clusters: int = 3, seed: int = 0) -> FakeParis:
+def write_paris(folder: Path, clusters: int = 3, seed: int = 0, text: int = TEXT) -> FakeParis:
     """A whole folder: K experts, router, configs as published; no vae, text encoder, tokenizer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        experts = [ReferenceExpert().eval() for _ in range(clusters)]
+        experts = [ReferenceExpert(text).eval() for _ in range(clusters)]
         router = ReferenceRouter(clusters).eval()
     folder.mkdir(parents=True)
     names = {"vae_name": "stabilityai/sd-vae-ft-mse"}
@@ -175,7 +176,7 @@ def write_paris(folder: Path, clusters: int = 3, seed: int = 0) -> FakeParis:
     for number, expert in enumerate(experts):
         place = folder / f"expert_{number}"
         place.mkdir()
-        write_json(place / "config.json", expert_config(number))
+        write_json(place / "config.json", expert_config(number) | {"text_embed_dim": text})
         head = {"_class_name": "DiTExpert", "_diffusers_version": "0.21.0", "expert_id": number}
         write_json(place / "model_index.json", head)
         save_file(expert.state_dict(), place / "diffusion_pytorch_model.safetensors")

@@ -232,3 +232,8 @@ def test_nan_in_weights_is_found_when_they_are_loaded(folder: Path) -> None:
 def test_integer_weights_are_named(folder: Path) -> None:
     retensor(folder / EXPERT, pos_embed=torch.zeros(1, 16, 24, dtype=torch.int32))
     assert problems(folder) == (f"{EXPERT}: tensor pos_embed: expected F32, F16 or BF16, got I32",)
+
+
+def test_router_larger_than_any_of_ours_is_named(folder: Path) -> None:
+    change_json(folder / "router" / "config.json", num_layers=65)
+    assert any("router: 65 layers of width 16" in line for line in problems(folder))
