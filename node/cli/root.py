@@ -19,6 +19,7 @@ _VERBS: Final = {
     "generate": ("node.cli.generate:generate", "Draw pictures for a prompt."),
     "router": ("node.cli.router:router", "Train routers of your own; list and show them."),
     "run": ("node.cli.runs:run", "Make a run from data; list and show runs."),
+    "models": ("node.cli.models:models", "Export a run for diffusers; import published models."),
     "logs": ("node.cli.local:logs", "What the node wrote to its log."),
     "config": ("node.cli.local:config", "The settings and where each came from."),
     "version": ("node.cli.local:version", "Version of the program and of its parts."),
