@@ -15,8 +15,8 @@ from p2p.blobs import BlobStore
 
 if TYPE_CHECKING:
     from training.calibration import LabelledLatents
+    from training.gauss_calibration import GaussInfo
     from training.learned_router import RouterInfo
-    from training.router_training import RouterSettings
     from training.run import Run
 
 _FEWEST_CLUSTERS: Final = 2
@@ -27,7 +27,7 @@ class RouterOrder:
     """What a person may choose.
 
     Args:
-        kind: "learned" or "synthetic".
+        kind: one of `node.routers.KINDS`.
         samples: noisy latents to train on.
         pictures: how many the experts draw (synthetic).
         data: sources of pictures beside the run's own (learned).
@@ -62,8 +62,10 @@ class Watcher:
 
 def train_here(
     place: RouterPlace, blobs: BlobStore, order: RouterOrder, watcher: Watcher
-) -> "RouterInfo":
+) -> "RouterInfo | GaussInfo":
     """Train a router and keep it in the home; an order that was stopped goes on from there.
+
+    Gauss has nothing to train: its confidence is measured, and its temperatures fitted.
 
     Raises:
         NodeError: nothing to learn from, or `INTERRUPTED` if the watcher had it stopped.
@@ -86,10 +88,13 @@ def train_here(
         threads=order.threads,
         device=_device(order.device),
     )
+    if order.kind == "gauss":
+        return _measured(place, blobs, order, watcher)
     settings = RouterSettings(preset=order.preset, kind=order.kind, train=config)
     run = load_run(place.shared(blobs), place.models)
     if order.kind == "synthetic":
-        rows, settings = _drawn(place, run, (order, settings), watcher)
+        rows, names = _drawn(place, run, order, watcher)
+        settings = replace(settings, experts=names)
     else:
         rows = _gathered(place, blobs, run, order.data)
     name = sha256(repr(replace(order, threads=1, device="")).encode()).hexdigest()[:16]
@@ -106,6 +111,23 @@ def train_here(
         shutil.rmtree(saves)
         return event.router.info
     raise _stopped("What was learned is kept.")
+
+
+def _measured(
+    place: RouterPlace, blobs: BlobStore, order: RouterOrder, watcher: Watcher
+) -> "GaussInfo":
+    """Measure gauss on the data in this home, or on the experts' pictures if there are too few."""
+    from training.gauss_calibration import measure_gauss, save_gauss  # noqa: PLC0415
+    from training.run import load_run  # noqa: PLC0415
+
+    run = load_run(place.shared(blobs))
+    if len(place.data(blobs)) >= _FEWEST_CLUSTERS or order.data:
+        rows, source = _gathered(place, blobs, run, order.data), "data"
+    else:
+        rows, source = _drawn(place, run, order, watcher)[0], "experts"
+    info = measure_gauss(rows, run, source, order.seed)
+    save_gauss(info, place.router(order.kind))
+    return info
 
 
 def _gathered(
@@ -135,12 +157,9 @@ def _gathered(
 
 
 def _drawn(
-    place: RouterPlace,
-    run: "Run",
-    wanted: tuple[RouterOrder, "RouterSettings"],
-    watcher: Watcher,
-) -> tuple["LabelledLatents", "RouterSettings"]:
-    """Pictures of the experts in this home, and the settings that name those experts.
+    place: RouterPlace, run: "Run", order: RouterOrder, watcher: Watcher
+) -> tuple["LabelledLatents", dict[str, str]]:
+    """Pictures of the experts in this home, and those experts' digests by cluster.
 
     Raises:
         NodeError: if there are fewer than two experts, or it was stopped.
@@ -148,12 +167,11 @@ def _drawn(
     from training.experts import load_expert  # noqa: PLC0415
     from training.synthetic import draw_labelled  # noqa: PLC0415
 
-    order, settings = wanted
     experts = {k: load_expert(folder, run) for k, folder in place.experts().items()}
     if len(experts) < _FEWEST_CLUSTERS:
         raise NodeError(
             ErrorCode.NOT_FOUND,
-            f"A synthetic router needs two experts or more; {len(experts)} of "
+            f"Drawing latents needs two experts or more; {len(experts)} of "
             f"{run.spec.clusters} lie in this home.",
             "fetch them: paris-node experts find    then: paris-node experts pull CID",
         )
@@ -162,8 +180,7 @@ def _drawn(
         try:
             drawn = next(drawing)
         except StopIteration as end:
-            names = {str(k): expert.info.model_digest for k, expert in experts.items()}
-            return end.value, replace(settings, experts=names)
+            return end.value, {str(k): one.info.model_digest for k, one in experts.items()}
         watcher.on_progress("draw", drawn.done, drawn.total)
         if watcher.should_stop():
             raise _stopped("Nothing was trained yet.")

@@ -1,6 +1,7 @@
 """Trained routers of a run in this home: where they lie, and what there is to train one from.
 
-`runs/<run>/routers/<kind>/` holds one of each kind. They are this node's own: none is taken from or
+`runs/<run>/routers/<kind>/` holds one of each kind; of gauss, which needs no training, how sure it
+may be. They are this node's own: none is taken from or
 given to peers, since a router made to mislead would send pictures to experts of somebody's choice.
 """
 
@@ -20,7 +21,7 @@ from p2p.ids import BlobId, RunId
 from p2p.limits import CHUNK_SIZE
 from p2p.records import RunManifest
 
-KINDS: Final = ("learned", "synthetic")
+KINDS: Final = ("learned", "synthetic", "gauss")
 _FILE: Final = "router.json"
 _EXPERT_FILE: Final = "expert.json"
 

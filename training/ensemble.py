@@ -18,6 +18,7 @@ from training.captions import CaptionPrior
 from training.codecs import Codec
 from training.errors import CheckpointError, ConfigError, TensorFileError, TrainingError
 from training.experts import Expert, load_expert
+from training.gauss_calibration import load_tempering
 from training.learned_router import load_router
 from training.lora import with_loras
 from training.mixture import Strategy, mix
@@ -35,7 +36,7 @@ from training.plan import (
     SampleRequest,
     Step,
 )
-from training.router import GaussRouter, Router, RouterRoutes
+from training.router import GaussRouter, Router, RouterRoutes, Tempering
 from training.run import Run, load_run
 from training.sampler import Routes, StaticRoutes, denoise, seed_uniform, starting_shares
 from training.summary import load_summary
@@ -126,8 +127,8 @@ class Ensemble:
             experts: cluster -> folder of a published checkpoint.
             summaries: cluster -> file written by `save_summary`; without any, `top1`, `top2` and
                 `all` route by the caption alone.
-            routers: kind ("learned", "synthetic") -> folder of a trained router; one that cannot
-                be used is left out, and logged.
+            routers: kind -> folder of a "learned" or "synthetic" router, or of what was measured
+                of "gauss"; one that cannot be used is left out, and logged.
             loras: cluster -> folder of an adapter to put on its expert.
             models: the user's folder of pretrained parts (`training.hub`).
 
@@ -148,7 +149,7 @@ class Ensemble:
         fitted = {k: load_summary(path, size) for k, path in (summaries or {}).items()}
         named = _load_routers(routers or {}, run)
         if fitted:
-            named[RouterName.GAUSS] = GaussRouter(fitted)
+            named[RouterName.GAUSS] = GaussRouter(fitted, _load_tempering(routers or {}, run))
         return cls(
             run.codec,
             run.text,
@@ -274,11 +275,24 @@ def _load_routers(folders: Mapping[str, Path], run: Run) -> dict[RouterName, Rou
     """The trained routers that can be used; who asks for another is told that it is not here."""
     loaded: dict[RouterName, Router] = {}
     for kind, folder in folders.items():
+        if kind == RouterName.GAUSS:
+            continue  # its densities are the summaries'
         try:
             loaded[RouterName(kind)] = load_router(folder, run)
         except (CheckpointError, TensorFileError) as error:
             logger.warning("%s router left out: %s", kind, error)
     return loaded
+
+
+def _load_tempering(folders: Mapping[str, Path], run: Run) -> Tempering | None:
+    """The temperatures measured for the gauss router, if there are any."""
+    if RouterName.GAUSS not in folders:
+        return None
+    try:
+        return load_tempering(folders[RouterName.GAUSS], run)
+    except CheckpointError as error:
+        logger.warning("gauss stays as sure as it is: %s", error)
+        return None
 
 
 def _load_experts(folders: Mapping[int, Path], run: Run) -> dict[int, Expert]:

@@ -6,6 +6,7 @@ weights are checked against the shape, the digest and the run before a net is bu
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -80,6 +81,7 @@ class LearnedRouter:
         self._net = net.eval().requires_grad_(False)
         self.info = info
         self.clusters = info.clusters
+        self.freeze_below = 0.0
         self._log_trained = torch.tensor(info.counts, dtype=torch.float32).log()
         self._log_rows = torch.tensor(info.rows, dtype=torch.float32).log()
         self._tempering = None if info.calibration is None else info.calibration.tempering
@@ -128,11 +130,20 @@ def save_router(router: LearnedRouter, folder: Path) -> None:
     Raises:
         OSError: the disk refused; an older router is untouched then.
     """
+    replace_folder(folder, router_files(router))
+
+
+def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder whole, in place of one that is there.
+
+    Raises:
+        OSError: the disk refused; what was there is untouched then.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.parent / f"{folder.name}.new"
     if fresh.exists():
         shutil.rmtree(fresh)
-    write_folder(fresh, router_files(router))
+    write_folder(fresh, files)
     if folder.exists():
         shutil.rmtree(folder)
     fresh.rename(folder)

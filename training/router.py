@@ -26,7 +26,13 @@ from training.errors import ConfigError
 from training.summary import GaussSummary
 
 FREEZE_BELOW_T: Final = 0.3
-"""Below this t the closed form is over-confident (measured): keep the decision made above it."""
+"""Below this t the bare closed form is over-confident: keep the decision made above it.
+
+With fitted temperatures it need not be: squared error of the mixture's velocity on pictures held
+out (Fashion-MNIST, K = 4, mean over ten t), bare / frozen / tempered / both: all experts .6019 /
+.6016 / .5982 / .5990, the two best .6064 / .6061 / .6028 / .6035; with captions .5821 / .5817 /
+.5788 / .5793 and .5826 / .5823 / .5795 / .5799.
+"""
 LEAST_PRIOR: Final = 1e-30
 MIN_TEMPERATURE: Final = 0.125
 MAX_TEMPERATURE: Final = 256.0
@@ -41,6 +47,11 @@ class Router(Protocol):
     @property
     def clusters(self) -> tuple[int, ...]:
         """The cluster of each column."""
+        ...
+
+    @property
+    def freeze_below(self) -> float:
+        """Below this t its answers are worse than the one it gave there: keep that."""
         ...
 
     def log_likelihood(self, x_t: Tensor, t: float) -> Tensor:
@@ -127,6 +138,7 @@ class GaussRouter:
             raise ValueError("a router needs the summary of at least one cluster")
         self.clusters: tuple[int, ...] = tuple(sorted(summaries))
         self.tempering = tempering
+        self.freeze_below = FREEZE_BELOW_T if tempering is None else 0.0
         ordered = [summaries[cluster] for cluster in self.clusters]
         sizes = {summary.dimensions for summary in ordered}
         if len(sizes) != 1:
@@ -238,6 +250,11 @@ class RouterRoutes:
     def clusters(self) -> tuple[int, ...]:
         """Those the router knows."""
         return self.router.clusters
+
+    @property
+    def freeze_below(self) -> float:
+        """As the router says."""
+        return self.router.freeze_below
 
     def probabilities(self, x_t: Tensor, t: float) -> Tensor:
         """[B, C, H, W] -> [B, E]."""

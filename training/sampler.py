@@ -19,7 +19,6 @@ from torch import Tensor
 
 from training.mixture import Mixture, Strategy, combine, contrasted, mix, shares_of
 from training.plan import Denoised, ExpertQuery, SamplePlan, Sampler
-from training.router import FREEZE_BELOW_T
 
 HANDOVER_T: Final = 0.85
 """Above this t an expert that predicts noise is asked only if there is no other: the velocity it
@@ -43,6 +42,11 @@ class Routes(Protocol):
         """True if the answer never depends on x_t: it is asked once per picture."""
         ...
 
+    @property
+    def freeze_below(self) -> float:
+        """Below this t the last decision is kept."""
+        ...
+
     def probabilities(self, x_t: Tensor, t: float) -> Tensor:
         """[B, C, H, W] at time t -> [B, E], >= 0."""
         ...
@@ -55,6 +59,7 @@ class StaticRoutes:
     clusters: tuple[int, ...]
     table: Tensor
     is_static: bool = field(default=True, init=False)
+    freeze_below: float = field(default=0.0, init=False)
 
     def probabilities(self, x_t: Tensor, t: float) -> Tensor:
         """The table, whatever x_t and t are."""
@@ -200,7 +205,9 @@ class _State:
     def route(self, x_t: Tensor, t: float) -> None:
         """Set the weights of one evaluation; sticky, static and late decisions are kept."""
         strategy = self.plan.options.strategy
-        is_kept = strategy is Strategy.STICKY or self.routes.is_static or t < FREEZE_BELOW_T
+        is_kept = (
+            strategy is Strategy.STICKY or self.routes.is_static or t < self.routes.freeze_below
+        )
         is_same = self._phase(t) == self._phase(self._t)
         is_first, self._t = self._table is None, t
         if self._table is None or not is_kept:

@@ -20,7 +20,10 @@ from node.routers import KINDS, RouterPlace, trained_routers
 if TYPE_CHECKING:
     from p2p.blobs import BlobStore
     from training.calibration import Bucket
+    from training.gauss_calibration import GaussInfo
     from training.learned_router import RouterInfo
+
+    Info = RouterInfo | GaussInfo
 
 
 @click.group(
@@ -44,12 +47,13 @@ def router() -> None:
     examples=(
         "paris-node router train",
         "paris-node router train --data ./more-pictures --samples 128000",
-        "paris-node router train --kind synthetic --pictures 4000 --json",
+        "paris-node router train --kind gauss",
     )
 )
 @click.option(
     "--kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True,
-    help="From the run's data in this home, or from pictures that its experts draw.",
+    help="Learn from the run's data in this home, or from pictures that its experts draw; or "
+    "measure how sure gauss may be.",
 )  # fmt: skip
 @click.option(
     "--samples", type=click.IntRange(128, 10**9), default=64_000, show_default=True, metavar="N",
@@ -112,7 +116,7 @@ def list_routers(options: Options, run_id: str | None) -> None:
         (
             info.kind,
             ",".join(map(str, info.clusters)),
-            count_text(info.samples),
+            count_text(getattr(info, "samples", None)),
             _share(None if info.calibration is None else info.calibration.error_before),
             _share(None if info.calibration is None else info.calibration.error_after),
             str(folder),
@@ -150,17 +154,13 @@ def show(options: Options, kind: str, run_id: str | None) -> None:
     _print_router(info, folder, options)
 
 
-def _print_router(info: "RouterInfo", folder: Path, options: Options) -> None:
-    fields = [
-        ("router", f"{info.kind}, of clusters {', '.join(map(str, info.clusters))}"),
-        ("net", f"{count_text(info.shape.parameters())} parameters"),
-        (
-            "trained",
-            f"{count_text(info.samples)} noisy latents of {count_text(sum(info.counts))} pictures"
-            f"   seed {info.seed}",
-        ),
-        ("folder", str(folder)),
-    ]
+def _print_router(info: "Info", folder: Path, options: Options) -> None:
+    fields = [("router", f"{info.kind}, of clusters {', '.join(map(str, info.clusters))}")]
+    if info.kind == "gauss":
+        fields.append(("fitted to", f"{count_text(sum(info.counts))} latents"))
+    else:
+        fields += _trained_fields(info)
+    fields.append(("folder", str(folder)))
     print_fields(fields)
     if info.calibration is None:
         click.echo("Too few pictures were held out to say how sure it may be.")
@@ -192,31 +192,45 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _as_json(info: "RouterInfo", folder: Path) -> Json:
+def _trained_fields(info: Any) -> list[tuple[str, str]]:  # noqa: ANN401  a RouterInfo
+    return [
+        ("net", f"{count_text(info.shape.parameters())} parameters"),
+        (
+            "trained",
+            f"{count_text(info.samples)} noisy latents of {count_text(sum(info.counts))} pictures"
+            f"   seed {info.seed}",
+        ),
+    ]
+
+
+def _as_json(info: "Info", folder: Path) -> Json:
     from dataclasses import asdict
 
     calibration = info.calibration
-    buckets = [] if calibration is None else calibration.buckets
+    buckets = () if calibration is None else calibration.buckets
+    shape = getattr(info, "shape", None)
     return {
         "kind": info.kind,
         "clusters": list(info.clusters),
-        "samples": info.samples,
         "pictures": sum(info.counts),
-        "parameters": info.shape.parameters(),
-        "seed": info.seed,
+        "samples": getattr(info, "samples", None),
+        "parameters": shape and shape.parameters(),
+        "seed": getattr(info, "seed", None),
+        "source": getattr(info, "source", None),
         "folder": str(folder),
-        "error_before": calibration and calibration.error_before,
-        "error_after": calibration and calibration.error_after,
+        "error_before": None if calibration is None else calibration.error_before,
+        "error_after": None if calibration is None else calibration.error_after,
         "calibration": [
             {**asdict(bucket), "is_overconfident": bucket.is_overconfident} for bucket in buckets
         ],
     }
 
 
-def _info(folder: Path) -> "RouterInfo":
+def _info(folder: Path) -> "Info":
+    from training.gauss_calibration import read_gauss_info
     from training.learned_router import read_router_info
 
-    return read_router_info(folder)
+    return read_gauss_info(folder) if folder.name == "gauss" else read_router_info(folder)
 
 
 def _place(options: Options, run_id: str | None) -> tuple[RouterPlace, "BlobStore"]:

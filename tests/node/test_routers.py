@@ -40,7 +40,7 @@ def write_expert(folder: Path, samples: object) -> Path:
 
 def test_only_whole_routers_of_known_kinds_are_offered(tmp_path: Path) -> None:
     root = routers_folder(tmp_path)
-    for name in ("learned", "synthetic", "gauss", "learned.new", ".training-learned-0"):
+    for name in ("learned", "synthetic", "guessed", "learned.new", ".training-learned-0"):
         (root / name).mkdir(parents=True)
         if name != "synthetic":
             (root / name / "router.json").write_text("{}")

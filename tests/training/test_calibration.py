@@ -28,6 +28,7 @@ class ExactRouter:
 
     sureness: float = 1.0
     clusters: tuple[int, ...] = (2, 7)
+    freeze_below: float = 0.0
 
     def log_likelihood(self, x_t: Tensor, t: float) -> Tensor:
         variance = ((1 - t) * SPREAD) ** 2 + t**2

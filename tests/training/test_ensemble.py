@@ -1,5 +1,6 @@
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,8 @@ from training.config import RunSpec
 from training.ensemble import CHUNK, Ensemble, answer_query
 from training.errors import CheckpointError, ConfigError, DataError
 from training.files import write_folder
+from training.gauss_calibration import measure_gauss, save_gauss
+from training.learned_router import save_router
 from training.mixture import Strategy
 from training.nets import build_net
 from training.plan import (
@@ -33,6 +36,13 @@ from training.plan import (
 )
 from training.prepare import prepare_run
 from training.router import GaussRouter
+from training.router_training import (
+    DEFAULT_TRAIN,
+    RouterSettings,
+    TrainedRouter,
+    labelled,
+    train_router,
+)
 from training.run import Run, load_run
 from training.summary import fit_summary, save_summary
 
@@ -294,3 +304,29 @@ def test_an_expert_that_was_altered_is_left_out_and_the_others_draw(
     )
     assert set(route.experts) == {0}
     assert len(images.pngs) == 2
+
+
+@pytest.mark.slow
+def test_trained_routers_and_measured_temperatures_are_used_and_bad_ones_left_out(
+    run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = load_run(run_folder / "shared")
+    experts = {k: write_expert(tmp_path / str(k), run, k) for k in (0, 1)}
+    clusters = [Cluster.load(run_folder / "clusters" / str(k)) for k in (0, 1)]
+    train = replace(DEFAULT_TRAIN, batch=8, budget_samples=16)
+    *_, end = train_router(labelled(clusters), run, RouterSettings(train=train))
+    assert isinstance(end, TrainedRouter)
+    save_router(end.router, tmp_path / "learned")
+    save_gauss(measure_gauss(labelled(clusters * 8), run, "data"), tmp_path / "gauss")
+    summaries = {k: tmp_path / f"{k}.safetensors" for k in (0, 1)}
+    for k, path in summaries.items():
+        save_summary(fit_summary(clusters[k].latents()), path)
+    folders = {name: tmp_path / name for name in ("learned", "gauss", "synthetic")}
+    ensemble = Ensemble.load(run_folder / "shared", experts, summaries, folders)
+    assert "synthetic router left out" in caplog.text
+    assert ensemble._routers[RouterName.GAUSS].freeze_below == 0
+    for name in (RouterName.LEARNED, RouterName.GAUSS):
+        options = SampleOptions(Strategy.TOP2, steps=2, router=name)
+        assert len(ensemble.generate_batch(["thin dark lines"], options=options).pictures) == 1
+    with pytest.raises(ConfigError, match="no synthetic router"):
+        ensemble.generate_batch(["x"], options=SampleOptions(router=RouterName.SYNTHETIC))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from training.errors import ConfigError, TensorFileError
-from training.router import MAX_TIMES, GaussRouter, RouterRoutes, Tempering
+from training.router import FREEZE_BELOW_T, MAX_TIMES, GaussRouter, RouterRoutes, Tempering
 from training.summary import (
     COMPONENTS,
     MIN_ROWS_PER_COMPONENT,
@@ -163,6 +163,15 @@ def test_temperature_takes_away_from_the_evidence_not_from_the_prior(
     )
     prior = torch.tensor([[0.2, 0.5, 0.3]]).expand(3, 3)
     assert torch.allclose(tempered.probabilities(x_t, 1.0, prior), prior, atol=1e-6)
+
+
+def test_late_decisions_are_kept_unless_temperatures_make_later_ones_better(
+    summaries: dict[int, GaussSummary],
+) -> None:
+    table = torch.full((1, 3), 1 / 3)
+    for tempering, expected in ((None, FREEZE_BELOW_T), (Tempering((2.0,)), 0.0)):
+        router = GaussRouter(summaries, tempering)
+        assert RouterRoutes.join(router, (0, 2, 5), table).freeze_below == expected
 
 
 def test_temperatures_are_interpolated_between_the_middles_of_their_buckets() -> None:

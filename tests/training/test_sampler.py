@@ -369,6 +369,7 @@ class CountingRoutes:
 
     clusters = (0, 1)
     is_static = False
+    freeze_below = FREEZE_BELOW_T
 
     def __init__(self) -> None:
         self.asked_at: list[float] = []
@@ -432,6 +433,7 @@ class Drifting:
 
     clusters = (0, 1, 2)
     is_static = False
+    freeze_below = FREEZE_BELOW_T
 
     def probabilities(self, x_t: Tensor, t: float) -> Tensor:
         row = [0.5, 0.3, 0.2] if t == 1 else [0.05, 0.35, 0.6]

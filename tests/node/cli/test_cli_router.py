@@ -82,6 +82,16 @@ def test_trained_router_is_told_listed_and_shown(run: Run, place: RouterPlace) -
 
 
 @pytest.mark.slow
+def test_gauss_is_measured_and_shown_like_the_others(run: Run, place: RouterPlace) -> None:
+    told = run("router", "train", "--kind", "gauss", "--run", place.run)
+    assert told.exit_code == 0, told.output
+    assert "fitted to" in told.stdout
+    assert "gauss" in run("router", "list", "--run", place.run).stdout
+    shown = answer_of(run("router", "show", "gauss", "--run", place.run, "--json"))
+    assert (shown["source"], len(shown["calibration"])) == ("data", 10)
+
+
+@pytest.mark.slow
 def test_router_stopped_halfway_goes_on_to_the_same_router(
     place: RouterPlace, home: Path, run: Run
 ) -> None:
@@ -142,7 +152,8 @@ def test_home_without_a_router_says_that_gauss_needs_none(run: Run) -> None:
     ("arguments", "code", "words"),
     [
         (("show", "synthetic"), ErrorCode.NOT_FOUND, "router train --kind synthetic"),
-        (("show", "gauss"), ErrorCode.USAGE, "learned"),
+        (("show", "guessed"), ErrorCode.USAGE, "learned"),
+        (("show", "gauss"), ErrorCode.NOT_FOUND, "router train --kind gauss"),
         (("train", "--kind", "synthetic"), ErrorCode.NOT_FOUND, "paris-node experts pull"),
         (("train", "--samples", "0"), ErrorCode.USAGE, "128"),
         (("train", "--run", "boats"), ErrorCode.USAGE, "not a run id"),
