@@ -136,8 +136,8 @@ class Crew:
             return call()
         except RuntimeError as error:  # what torch.distributed raises when a process is gone
             raise CrewError(
-                f"a process of this training is gone, process {self.rank} of {self.size} cannot go "
-                f"on: {str(error).splitlines()[0]}"
+                f"a process of this training is gone, so process {self.rank} of {self.size} cannot "
+                "go on: start it again, it continues from its last save"
             ) from error
 
 
