@@ -40,6 +40,8 @@ def test_run_spec_survives_json() -> None:
         (lambda v: v["train"].update(learning_rate=float("nan")), "finite"),
         (lambda v: v["train"].update(ema_decay=1.01), "ema_decay must lie in"),
         (lambda v: v["train"].update(threads=257), "threads must be at most"),
+        (lambda v: v["train"].update(clip_norm=-1.0), "clip_norm not negative"),
+        (lambda v: v["train"].update(precision="fp8"), "unknown precision 'fp8'"),
         (lambda v: v["train"].update(objective="magic"), "unknown objective 'magic'"),
         (lambda v: v.update(objectives=["fm"]), "1 objectives for 4 clusters"),
         (lambda v: v.update(objectives=["fm", "fm", "fm", "magic"]), "unknown objective 'magic'"),
@@ -88,13 +90,20 @@ def test_bytes_that_are_not_a_json_object_are_a_config_error(data: bytes) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "latent", "parameters"),
-    [("fashion-tiny", (16, 4, 4), 343_632), ("tiny-cpu", (4, 32, 32), 1_277_072)],
+    ("name", "latent", "text", "parameters"),
+    [
+        ("fashion-tiny", (16, 4, 4), "minilm-l6", 343_632),
+        ("tiny-cpu", (4, 32, 32), "minilm-l6", 1_277_072),
+        ("tiny-cpu", (4, 32, 32), "clip-vit-l14", 1_326_224),
+        ("S/2", (4, 32, 32), "clip-vit-l14", 29_989_264),
+        ("B/2", (4, 32, 32), "clip-vit-l14", 118_960_912),
+        ("XL/2", (4, 32, 32), "clip-vit-l14", 607_003_792),
+    ],
 )
-def test_small_presets_have_their_documented_size(
-    name: str, latent: tuple[int, int, int], parameters: int
+def test_presets_have_their_documented_size(
+    name: str, latent: tuple[int, int, int], text: str, parameters: int
 ) -> None:
-    assert NetShape(name, latent, "minilm-l6").parameters() == parameters
+    assert NetShape(name, latent, text).parameters() == parameters
 
 
 @pytest.mark.parametrize(
