@@ -18,6 +18,7 @@ from node.config_values import (
     cid,
     device,
     folder,
+    gpu_count,
     host,
     listen_addresses,
     peer_addresses,
@@ -56,6 +57,8 @@ class Config:
         threads: CPU threads of each worker process.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         models: folder of pretrained parts (`training.hub`); empty is `models` in the home.
+        gpus: GPUs that train one cluster together: "auto" is all; a CPU is always one process.
+        precision: "auto" (by what the device can do), "fp32" or "bf16".
         join_timeout_s: how long a run that is not known here is looked for, seconds.
         log_level: "debug", "info", "warning" or "error".
     """
@@ -78,6 +81,8 @@ class Config:
     threads: int = 1
     device: str = "auto"
     models: str = ""
+    gpus: str = "auto"
+    precision: str = "auto"
     join_timeout_s: int = 60
     log_level: str = "info"
 
@@ -120,6 +125,8 @@ _PARSERS: Final[Mapping[str, Parser]] = {
     "threads": whole_number(1, 256),
     "device": device,
     "models": folder,
+    "gpus": gpu_count,
+    "precision": choice("auto", "fp32", "bf16"),
     "join_timeout_s": whole_number(1, 3600),
     "log_level": choice("debug", "info", "warning", "error"),
 }

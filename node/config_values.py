@@ -93,6 +93,17 @@ def folder(raw: object) -> str:
         raise ValueError("the path of a folder; no such user") from error
 
 
+def gpu_count(raw: object) -> str:
+    """How many GPUs train one cluster: a number, or "auto" for all there are."""
+    word = raw.strip().lower() if isinstance(raw, str) else raw
+    if word == "auto":
+        return "auto"
+    try:
+        return str(whole_number(1, 64)(word))
+    except ValueError as error:
+        raise ValueError("auto, or a whole number from 1 to 64") from error
+
+
 def pet_name(raw: object) -> str:
     """A short printable name; empty lets the node derive one from its key."""
     if isinstance(raw, str) and len(raw) <= NAME_MAX_LENGTH and raw.isprintable():

@@ -98,6 +98,8 @@ class NodeService:
                 "budget": self.manifest.budget_samples,
                 "loss": progress.loss,
                 "samples_per_s": progress.samples_per_s,
+                "loss_by_t": list(progress.buckets),
+                "how": dict(progress.how),
                 "pid": progress.pid,
                 "note": progress.note,
             }

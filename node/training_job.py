@@ -8,6 +8,7 @@ a sentence in `status`.
 import logging
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -49,6 +50,10 @@ class Progress:
     samples: int = 0
     loss: float | None = None
     samples_per_s: float | None = None
+    buckets: tuple[float | None, ...] = ()
+    """Smoothed loss in each tenth of t; None where no sample fell yet."""
+    how: Mapping[str, object] = field(default_factory=dict)
+    """How steps are computed here, and why: `training.execution.Execution` by its fields."""
     pid: int | None = None
     note: str = ""
 
@@ -124,6 +129,8 @@ class TrainingJob:
             "start_from": await self._starting_point(state),
             "threads": context.config.threads,
             "device": context.config.device,
+            "gpus": context.config.gpus,
+            "precision": context.config.precision,
         }
 
     async def _starting_point(self, state: Path) -> str | None:
@@ -194,6 +201,8 @@ class TrainingJob:
                 progress.samples = int(str(message["samples"]))
                 progress.loss = float(str(message["loss"]))
                 progress.samples_per_s = float(str(message["samples_per_s"]))
+                progress.buckets = _means(message["buckets"])
+                progress.how = _facts(message["how"])
                 progress.note = ""
             case {"kind": "saved"}:
                 await self._publish(message)
@@ -233,6 +242,15 @@ class TrainingJob:
         except StorageError as error:  # the router has others', or does without
             logger.warning("summary of cluster %d not published: %s", self.cluster, error)
             self.progress.note = str(error)
+
+
+def _means(value: object) -> tuple[float | None, ...]:
+    items = value if isinstance(value, list) else []
+    return tuple(None if item is None else float(item) for item in items)
+
+
+def _facts(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
 
 
 def _discard(state: Path) -> None:

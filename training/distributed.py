@@ -48,6 +48,7 @@ class Job:
 
     Args:
         shared: the run's folder.
+        models: of pretrained parts.
         data: the cluster's.
         state: of the saves.
         start_from: a published checkpoint; empty for none.
@@ -56,6 +57,7 @@ class Job:
     """
 
     shared: str
+    models: str
     data: str
     state: str
     start_from: str
@@ -120,7 +122,7 @@ def main() -> None:
     threading.Thread(target=_leave_with_leader, daemon=True).start()
     job = from_json(Job, read_json(folder / _JOB_FILE), _JOB_FILE)
     config = _join(folder, job, rank)
-    run, cluster = load_run(Path(job.shared)), Cluster.load(Path(job.data))
+    run, cluster = load_run(Path(job.shared), Path(job.models)), Cluster.load(Path(job.data))
     start_from = Path(job.start_from) if job.start_from else None
     for _ in train(cluster, run, config, state_dir=Path(job.state), start_from=start_from):
         pass

@@ -85,6 +85,7 @@ def _print_status(answer: Answer, options: Options) -> None:
             ("listening", "\n".join(answer.get("listening") or ["nowhere"])),
             ("claims", _claims_text(answer)),
             ("training", _training_text(answer.get("training"))),
+            *(_training_details(answer.get("training")) if whole else []),
             ("storage", _storage_text(answer.get("storage") or {})),
             ("experts", _experts_text(answer.get("experts_held"))),
         ]
@@ -132,6 +133,29 @@ def _training_text(training: Answer | None) -> str:
             f"{speed:.0f} samples/s" if isinstance(speed, (int, float)) else "",
         ]
     ).rstrip()
+
+
+def _training_details(training: Answer | None) -> list[tuple[str, str]]:
+    """How it trains and why, and its loss by time: what `status -v` adds."""
+    if not training:
+        return []
+    details = []
+    how = training.get("how") or {}
+    if how:
+        details.append(
+            (
+                "computes",
+                f"{how.get('reason')}\n{how.get('micro_batch')} samples at a time, "
+                f"{how.get('processes')} process(es) of {how.get('threads')} thread(s)"
+                f" on {how.get('device')}",
+            )
+        )
+    losses = training.get("loss_by_t") or []
+    if losses:
+        heads = "".join(f"{part / len(losses):<6.1f}" for part in range(len(losses)))
+        means = "".join("-     " if mean is None else f"{mean:<6.2f}" for mean in losses)
+        details.append(("loss from t", f"{heads.rstrip()}\n{means.rstrip()}"))
+    return details
 
 
 def _storage_text(storage: Answer) -> str:

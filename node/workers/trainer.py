@@ -1,8 +1,8 @@
 """The program that trains one cluster: steps and checkpoints out, a request to stop in.
 
-Takes {kind: "train", shared, models, data, state, start_from, threads, device}; says `started`,
-`summary` (the cluster's routing summary, a file), `step` twice a second, `saved` for each
-checkpoint, then `done`; or `failed`. {kind: "stop"}, SIGTERM, or the node hanging up:
+Takes {kind: "train", shared, models, data, state, start_from, threads, device, gpus, precision};
+says `started`, `summary` (the cluster's routing summary, a file), `step` twice a second, `saved`
+for each checkpoint, then `done`; or `failed`. {kind: "stop"}, SIGTERM, or the node hanging up:
 saves and leaves.
 """
 
@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -33,6 +33,8 @@ class Trainer:
         self._link = link
         self._is_stopping = False
         self._is_heard = True
+        self._is_started = False
+        self._reported = 0.0
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """Signal handler: leave after the step under way."""
@@ -52,53 +54,56 @@ class Trainer:
         return self._is_stopping
 
     def run(self, order: Mapping[str, Any]) -> None:
-        """Train as ordered."""
+        """Train as ordered; on several GPUs this process leads the others."""
         from training.clusters import Cluster  # noqa: PLC0415
+        from training.distributed import lead  # noqa: PLC0415
         from training.loop import SavedCheckpoint, train  # noqa: PLC0415
         from training.run import load_run  # noqa: PLC0415
 
         run = load_run(Path(order["shared"]), Path(order["models"]))
         cluster = Cluster.load(Path(order["data"]))
-        state = Path(order["state"])
-        config = replace(
-            run.spec.train_config(cluster.number),
-            threads=order["threads"],
-            device=device_of(order["device"]),
-        )
-        start_from = Path(order["start_from"]) if order["start_from"] else None
+        job = _job(order, run.spec.train_config(cluster.number))
+        state = Path(job.state)
         self._summarise(cluster, state.parent / f"summary-{cluster.number}.safetensors")
-        reported = 0.0
-        is_started = False
-        for event in train(
-            cluster,
-            run,
-            config,
-            state_dir=state,
-            start_from=start_from,
-            should_stop=self.should_stop,
-        ):
-            if isinstance(event, SavedCheckpoint):
-                self._say(
-                    "saved",
-                    path=str(event.path),
-                    step=event.step,
-                    samples=event.samples,
-                    loss=event.loss,
-                )
-                continue
-            if not is_started:
-                self._say("started", samples=event.samples)
-                is_started = True
-            if time.monotonic() - reported >= _REPORT_EVERY_S:
-                reported = time.monotonic()
-                self._say(
-                    "step",
-                    step=event.step,
-                    samples=event.samples,
-                    loss=event.loss,
-                    samples_per_s=event.samples_per_s,
-                )
+        with lead(job) as config:
+            for event in train(
+                cluster,
+                run,
+                config,
+                state_dir=state,
+                start_from=Path(job.start_from) if job.start_from else None,
+                should_stop=self.should_stop,
+            ):
+                if isinstance(event, SavedCheckpoint):
+                    self._say_saved(event)
+                else:
+                    self._say_step(event)
         self._say("done")
+
+    def _say_saved(self, event: Any) -> None:  # noqa: ANN401  its module loads torch
+        self._say(
+            "saved",
+            path=str(event.path),
+            step=event.step,
+            samples=event.samples,
+            loss=event.loss,
+        )
+
+    def _say_step(self, event: Any) -> None:  # noqa: ANN401
+        if not self._is_started:
+            self._say("started", samples=event.samples)
+            self._is_started = True
+        if time.monotonic() - self._reported >= _REPORT_EVERY_S:
+            self._reported = time.monotonic()
+            self._say(
+                "step",
+                step=event.step,
+                samples=event.samples,
+                loss=event.loss,
+                samples_per_s=event.samples_per_s,
+                buckets=list(event.buckets),
+                how=asdict(event.execution),
+            )
 
     def _summarise(self, cluster: Any, path: Path) -> None:  # noqa: ANN401  its module loads torch
         from training.summary import fit_summary, save_summary  # noqa: PLC0415
@@ -120,6 +125,28 @@ class Trainer:
     def fail(self, error: Exception) -> None:
         """Tell the node why it cannot go on."""
         self._say("failed", error=str(error) or type(error).__name__)
+
+
+def _job(order: Mapping[str, Any], config: Any) -> Any:  # noqa: ANN401  they load torch
+    """What to train where, as this machine has it."""
+    import torch  # noqa: PLC0415
+
+    from training.distributed import Job, process_count  # noqa: PLC0415
+
+    device = device_of(order["device"])
+    return Job(
+        shared=order["shared"],
+        models=order["models"],
+        data=order["data"],
+        state=order["state"],
+        start_from=order["start_from"] or "",
+        config=replace(
+            config, threads=order["threads"], device=device, precision=order["precision"]
+        ),
+        processes=process_count(
+            order["gpus"], device, torch.cuda.device_count(), batch=config.batch
+        ),
+    )
 
 
 def device_of(wanted: str) -> str:

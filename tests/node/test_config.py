@@ -124,6 +124,19 @@ def test_empty_environment_variable_says_nothing(tmp_path: Path) -> None:
     assert _load(tmp_path, {"PARIS_NODE_THREADS": ""}).threads == 1
 
 
+@pytest.mark.parametrize(("text", "found"), [("'Auto'", "auto"), ("2", "2"), ("'8'", "8")])
+def test_gpus_are_a_number_or_all_there_are(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "config.toml").write_text(f"gpus = {text}\nprecision = 'BF16'\n")
+    config = _load(tmp_path)
+    assert (config.gpus, config.precision) == (found, "bf16")
+
+
+@pytest.mark.parametrize("bad", ["0", "65", "all", "1.5", ""])
+def test_other_gpus_are_refused(tmp_path: Path, bad: str) -> None:
+    (tmp_path / "config.toml").write_text(f"gpus = '{bad}'\n")
+    assert "auto, or a whole number from 1 to 64" in _refusal(tmp_path).message
+
+
 def test_bad_value_names_its_place_and_what_was_expected(tmp_path: Path) -> None:
     error = _refusal(tmp_path, {"PARIS_NODE_DEVICE": "tpu"})
     assert "PARIS_NODE_DEVICE" in error.message

@@ -62,6 +62,15 @@ class FakeNode:
             "samples": 19_200,
             "loss": 0.4375,
             "samples_per_s": 212.5,
+            "loss_by_t": [None, 1.75, *[0.5] * 7, 0.25],
+            "how": {
+                "device": "cpu",
+                "precision": "fp32",
+                "reason": "fp32 because AMD EPYC has neither avx512_bf16 nor amx_bf16",
+                "threads": 1,
+                "processes": 1,
+                "micro_batch": 32,
+            },
         }
     )
 

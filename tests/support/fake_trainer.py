@@ -101,6 +101,8 @@ class FakeTrainer:
             "samples": self.samples,
             "loss": 0.5,
             "samples_per_s": self.farm.samples_per_s,
+            "buckets": [None, *[0.5] * 9],
+            "how": {"precision": "fp32", "reason": "fp32 because this is no CPU"},
         }
 
     def kill(self) -> None:

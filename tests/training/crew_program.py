@@ -32,7 +32,9 @@ def main() -> None:
     shared, data, state = (Path(argument) for argument in sys.argv[1:4])
     processes, stop_after, kill = int(sys.argv[4]), int(sys.argv[5]), sys.argv[6]
     run, cluster = load_run(shared), Cluster.load(data)
-    job = Job(str(shared), str(data), str(state), "", run.spec.train_config(0), processes)
+    job = Job(
+        str(shared), str(shared), str(data), str(state), "", run.spec.train_config(0), processes
+    )
     started: list[subprocess.Popen[bytes]] = []
     real = distributed._start
 

@@ -179,7 +179,7 @@ def test_more_gpus_than_there_are_is_refused_with_both_numbers() -> None:
 @pytest.mark.parametrize("processes", [0, 33])
 def test_processes_without_a_row_of_the_batch_are_refused(processes: int) -> None:
     with pytest.raises(ConfigError, match=r"1\.\.32"):
-        Job("", "", "", "", TrainConfig(batch=32), processes)
+        Job("", "", "", "", "", TrainConfig(batch=32), processes)
 
 
 def test_alone_there_is_nobody_to_ask() -> None:

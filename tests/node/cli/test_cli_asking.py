@@ -25,7 +25,9 @@ def test_status_in_json_has_the_promised_shape(run: Run, node: FakeNode) -> None
     assert answer.items() >= {"schema": 1, "peer_id": PEER, "name": "brave-otter-41"}.items()
     assert answer.keys() >= {"run", "listening", "peers", "claims", "training", "storage"}
     assert set(answer["claims"][0]) == {"cluster", "epoch", "expires_in_s"}
-    assert set(answer["training"]) == {"cluster", "step", "samples", "loss", "samples_per_s"}
+    assert set(answer["training"]) == {
+        *("cluster", "step", "samples", "loss", "samples_per_s", "loss_by_t", "how")
+    }
     assert set(answer["storage"]) == {"bytes", "quota"}
 
 
@@ -40,6 +42,18 @@ def test_status_for_people_fits_a_terminal_and_tells_all(run: Run, node: FakeNod
         (addresses if "/ip4/" in line else rest).append(line)  # an address is to be copied whole
     assert PEER in addresses[0]
     assert max(map(len, rest)) <= 80
+
+
+def test_verbose_status_says_how_it_computes_and_the_loss_by_time(run: Run, node: FakeNode) -> None:
+    assert "loss from t" not in run("status").stdout
+    lines = run("status", "-v").stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("computes"))
+    assert lines[at].endswith("fp32 because AMD EPYC has neither avx512_bf16 nor amx_bf16")
+    assert lines[at + 1].strip() == "32 samples at a time, 1 process(es) of 1 thread(s) on cpu"
+    assert lines[at + 2].split() == ["loss", "from", "t", *(f"0.{tenth}" for tenth in range(10))]
+    assert lines[at + 3].split() == ["-", "1.75", *["0.50"] * 7, "0.25"]
+    assert lines[at + 3].index("1.75") == lines[at + 2].index("0.1")  # each under its tenth
+    assert max(map(len, lines[at : at + 4])) <= 80
 
 
 def test_status_of_an_idle_node_says_so(run: Run, node: FakeNode) -> None:

@@ -45,6 +45,8 @@ def order(prepared: PreparedRun, state: Path, **changes: object) -> Message:
         "start_from": None,
         "threads": 1,
         "device": "cpu",
+        "gpus": "auto",
+        "precision": "auto",
         **changes,
     }
 
@@ -81,7 +83,14 @@ async def test_trainer_reports_saves_stops_and_resumes_after_a_kill(
         saved = await next_of(worker, "saved")
         assert saved["samples"] == SAVE
         step = await next_of(worker, "step")
-        assert set(step) == {"kind", "step", "samples", "loss", "samples_per_s"}
+        assert set(step) == {
+            *("kind", "step", "samples", "loss", "samples_per_s", "buckets", "how")
+        }
+        assert len(step["buckets"]) == 10  # type: ignore[arg-type]
+        how = step["how"]
+        assert isinstance(how, dict)
+        assert how["reason"].startswith(f"{how['precision']} because")
+        assert (how["device"], how["processes"], how["threads"]) == ("cpu", 1, 1)
         os.kill(worker.pid, signal.SIGKILL)
         heard = [step, *(message for message in await rest(worker) if "samples" in message)]
         reached = max(int(str(message["samples"])) for message in heard)
