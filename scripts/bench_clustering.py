@@ -52,13 +52,14 @@ def write_rows(path: Path, rows: int, width: int) -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(GROUPS, width, generator=generator) * 1.5
     weights = torch.rand(GROUPS, generator=generator) ** 2 + 0.01
-    table = np.lib.format.open_memmap(path, mode="w+", dtype="<f4", shape=(rows, width))
-    for start in range(0, rows, WRITTEN_AT_ONCE):
-        count = min(WRITTEN_AT_ONCE, rows - start)
-        of = torch.multinomial(weights, count, replacement=True, generator=generator)
-        noise = torch.randn(count, width, generator=generator)
-        table[start : start + count] = (centres[of] + noise).numpy()
-    table.flush()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, rows, WRITTEN_AT_ONCE):
+            count = min(WRITTEN_AT_ONCE, rows - start)
+            of = torch.multinomial(weights, count, replacement=True, generator=generator)
+            noise = torch.randn(count, width, generator=generator)
+            file.write((centres[of] + noise).numpy().tobytes())
 
 
 def cluster_file(path: Path, passes: int, address: str | None) -> dict[str, Any]:
