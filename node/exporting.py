@@ -13,7 +13,7 @@ from node.errors import ErrorCode, NodeError
 from node.home import Home
 from node.keeping import PULLED
 from node.models import explained
-from node.routers import KINDS, trained_routers
+from node.routers import trained_routers
 from node.runs import builtin_run_id, load_manifest
 from node.state import open_state
 from p2p.blobs import BlobStore, blobs_of
@@ -147,7 +147,7 @@ def _manifest(run: RunId, blobs: BlobStore) -> RunManifest:
 def _router(run: RunId, home: Home) -> Path | None:
     """The router trained here for a run: from its data, or else from its experts' pictures."""
     found = trained_routers(home.runs / run)
-    return next((found[kind] for kind in KINDS if kind in found), None)
+    return next((found[kind] for kind in ("learned", "synthetic") if kind in found), None)
 
 
 def _files(root: BlobId, blobs: BlobStore) -> tuple[FileEntry, ...]:

@@ -190,6 +190,9 @@ class PublishedExpert:
 class PublishedRouter:
     """p(k | x_t, t) by the published router; the p(k) of its training data is not known."""
 
+    freeze_below = 0.0
+    """Asked at every step, as in the paper."""
+
     def __init__(self, net: RouterNet) -> None:
         self._net = net
         self.clusters = tuple(range(net.shape.clusters))
