@@ -9,11 +9,12 @@ import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 import torch
 from torch import Tensor
 
+from training.answers import RememberedTexts, VelocityNet, answer_query
 from training.captions import CaptionPrior
 from training.codecs import Codec
 from training.errors import CheckpointError, ConfigError, TensorFileError, TrainingError
@@ -40,7 +41,7 @@ from training.router import GaussRouter, Router, RouterRoutes, Tempering
 from training.run import Run, load_run
 from training.sampler import Routes, StaticRoutes, denoise, seed_uniform, starting_shares
 from training.summary import load_summary
-from training.text import UNCONDITIONAL, TextEncoder
+from training.text import TextEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -48,19 +49,6 @@ CHUNK: Final = 100
 """Pictures denoised together at most: more gains nothing on a CPU and costs memory."""
 CHUNK_NUMBERS: Final = 25_600
 """Numbers of the latents denoised together at most: 100 of the bundled run, 6 of 4 x 32 x 32."""
-
-
-class VelocityNet(Protocol):
-    """A trained expert (`training.experts.Expert`)."""
-
-    @property
-    def objective(self) -> str:
-        """What it predicts, one of `training.config.OBJECTIVES`."""
-        ...
-
-    def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """[B, C, H, W], [B], [B, L, D], [B, L] -> [B, C, H, W]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +90,7 @@ class Ensemble:
                 f"{sorted(strangers)}, the run has {prior.clusters}"
             )
         self._codec = codec
-        self._encoder = encoder
+        self._texts = RememberedTexts(encoder)
         self._prior = prior
         self._experts = dict(experts)
         self._routers = named
@@ -223,7 +211,7 @@ class Ensemble:
 
     def answer(self, query: ExpertQuery) -> Tensor:
         """Velocities [b, C, H, W] of the local expert that `query` names, guidance applied."""
-        return answer_query(self._experts[query.cluster], self._encoder, query)
+        return answer_query(self._experts[query.cluster], self._texts, query)
 
     def _plan(
         self, captions: tuple[str, ...], seeds: tuple[int, ...], options: SampleOptions
@@ -317,24 +305,6 @@ def _load_expert(folder: Path, run: Run, cluster: int) -> Expert:
             f"{folder.name}: an expert of cluster {expert.info.cluster}, expected {cluster}"
         )
     return expert
-
-
-def answer_query(expert: VelocityNet, encoder: TextEncoder, query: ExpertQuery) -> Tensor:
-    """Velocities [b, C, H, W] that an expert gives to a query, guidance applied.
-
-    Conditional and unconditional rows go through the net in one batch:
-    v = v_unconditional + guidance (v_conditional - v_unconditional).  Source: arXiv 2207.12598.
-    """
-    if query.guidance == 1:
-        text = encoder.encode(query.captions)
-        t = torch.full((len(query.rows),), query.t)
-        return expert.velocity(query.x_t, t, text.states, text.mask)
-    empty = (UNCONDITIONAL,) * len(query.captions)
-    text = encoder.encode(query.captions + empty)
-    t = torch.full((2 * len(query.rows),), query.t)
-    both = expert.velocity(torch.cat([query.x_t, query.x_t]), t, text.states, text.mask)
-    conditional, unconditional = both.chunk(2)
-    return unconditional + query.guidance * (conditional - unconditional)
 
 
 def _chunks(plan: SamplePlan) -> Iterator[SamplePlan]:

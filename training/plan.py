@@ -39,7 +39,14 @@ class Sampler(StrEnum):
     EULER = "euler"
     """First order: one evaluation per step."""
     AB2 = "ab2"
-    """Two-step Adams-Bashforth, second order at the same cost: 10 steps beat 20 of Euler."""
+    """Two-step Adams-Bashforth on a uniform grid, second order at the cost of Euler.
+
+    RMS distance to the exact solution, bundled run, 60 pictures, guidance 4, at 6 / 10 / 20
+    evaluations: **ab2 .083 / .029 / .021**; Euler .135 / .085 / .059; Heun .165 / .076 / .028; AB3
+    .115 / .043 / .023; a Heun step first, then AB2 .071 / .038; diffusers' UniPC .107 / .036 /
+    .018 and DPM-Solver++(2M) .122 / .072 / .041, both on flow sigmas.  AB2 on other grids, at 6 /
+    10: shift 1.5 .091 / .035, shift 0.7 .108 / .074, t^0.8 .083 / .034, t^1.3 .109 / .085, cosine
+    .188 / .086, logit-spaced .092 / .072.  None is clearly better: no other is here."""
     HEUN = "heun"
     """Second order without a memory: N evaluations make N/2 steps.  No velocity is asked at t = 0:
     the last step is the midpoint rule, or for an odd N one of Euler's."""

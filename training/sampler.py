@@ -22,7 +22,12 @@ from training.plan import Denoised, ExpertQuery, SamplePlan, Sampler
 
 HANDOVER_T: Final = 0.85
 """Above this t an expert that predicts noise is asked only if there is no other: the velocity it
-gives is wrong by its error / (1 - t).  Source: arXiv 2603.06741; measured: MSE 4.75 at t = .95."""
+gives is wrong by its error / (1 - t).  Source: arXiv 2603.06741; measured: MSE 4.75 at t = .95.
+
+Bundled run, 4 x 24k samples, two experts of four predict noise, sticky, 500 pictures, one seed: FID
+26.3 and caption accuracy .702 when they start their own pictures; 13.1 and .888 with a stand-in
+drawn from p over the others (all of them mixed: 13.3, .888; the likeliest: 13.0, .902; four FM
+experts: 10.2, .918).  The draw is kept: the three cannot be told apart at 500 pictures."""
 LEAST_OVERLAP: Final = 0.5
 """A picture whose weights overlap less than this with those of the evaluation before is drawn by
 other experts now: the old slope is not its past."""
@@ -217,11 +222,11 @@ class _State:
         if strategy is Strategy.RANDOM:
             draws = [fresh_uniform(seed, 1 + self.step) for seed in self.plan.seeds]
             self._uniforms = _doubles(draws)
-        before = self.weights
+        self.has_changed = torch.zeros_like(self.has_changed)
         if is_first or not is_kept or not is_same or strategy is Strategy.RANDOM:
-            self.weights = self._mix(self._table)
-        overlap = torch.minimum(before, self.weights).sum(dim=1)
-        self.has_changed = overlap < LEAST_OVERLAP
+            before, self.weights = self.weights, self._mix(self._table)
+            overlap = torch.minimum(before, self.weights).sum(dim=1)
+            self.has_changed = overlap < LEAST_OVERLAP
 
     def queries(self, x_t: Tensor, t: float, wanted: Tensor) -> tuple[ExpertQuery, ...]:
         """One query per expert for the (picture, expert) pairs of `wanted` [B, E]."""

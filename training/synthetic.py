@@ -11,8 +11,8 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
+from training.answers import VelocityNet, answer_query
 from training.calibration import LabelledLatents
-from training.ensemble import VelocityNet, answer_query
 from training.errors import ConfigError
 from training.mixture import Strategy
 from training.plan import Denoised, SampleOptions, SamplePlan

@@ -1,30 +1,20 @@
 import io
 from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.training.test_captions import WordEncoder
 from training.captions import CaptionPrior
-from training.checkpoint import ExpertInfo, published_files
-from training.clusters import Cluster
 from training.codecs import Codec
-from training.config import RunSpec
-from training.ensemble import CHUNK, Ensemble, answer_query
-from training.errors import CheckpointError, ConfigError, DataError
-from training.files import write_folder
-from training.gauss_calibration import measure_gauss, save_gauss
-from training.learned_router import save_router
+from training.ensemble import CHUNK, Ensemble
+from training.errors import ConfigError
 from training.mixture import Strategy
-from training.nets import build_net
 from training.plan import (
     MAX_PICTURES,
-    ExpertQuery,
     Images,
     Route,
     RouterName,
@@ -34,17 +24,8 @@ from training.plan import (
     SampleRequest,
     Step,
 )
-from training.prepare import prepare_run
 from training.router import GaussRouter
-from training.router_training import (
-    DEFAULT_TRAIN,
-    RouterSettings,
-    TrainedRouter,
-    labelled,
-    train_router,
-)
-from training.run import Run, load_run
-from training.summary import fit_summary, save_summary
+from training.summary import fit_summary
 
 LATENT = (1, 4, 4)
 COUNTS = {0: {"dark": 8, "both": 2}, 1: {"light": 8, "both": 2}}
@@ -148,6 +129,86 @@ def test_missing_expert_is_named_and_the_others_draw() -> None:
     assert [shade_of(png) for png in images.pngs] == pytest.approx([0.75] * 4, abs=0.01)
 
 
+@pytest.mark.parametrize(("rare", "is_asked"), [(5, False), (20, True)])
+def test_an_expert_below_the_least_weight_is_not_even_asked(rare: int, *, is_asked: bool) -> None:
+    """Not one forward: 5 of 10,000 pictures is below `MIN_WEIGHT`, 20 is above."""
+    encoder, experts = WordEncoder(), {k: OneShade(SHADE[k]) for k in SHADE}
+    counts = {0: {"both": 10_000 - rare}, 1: {"both": rare}}
+    ensemble = Ensemble(cast("Codec", GreyCodec()), encoder, CaptionPrior(counts, encoder), experts)
+    ensemble.generate_batch(["both"] * 3, options=SampleOptions(Strategy.ALL, steps=4))
+    assert experts[0].batches == [6] * 4
+    assert experts[1].batches == ([6] * 4 if is_asked else [])
+
+
+def test_captions_are_encoded_once_a_drawing_not_once_an_evaluation() -> None:
+    encoder = WordEncoder()
+    experts = {k: OneShade(SHADE[k]) for k in SHADE}
+    ensemble = Ensemble(cast("Codec", GreyCodec()), encoder, CaptionPrior(COUNTS, encoder), experts)
+    ensemble.generate_batch(["dark", "light", "dark"], options=SampleOptions(steps=9))
+    assert sorted(encoder.asked) == ["", "", "", "dark", "dark", "light"]
+
+
+def test_many_pictures_come_in_chunks_with_one_count_of_steps() -> None:
+    request = SampleRequest("both", n=CHUNK + 3, seed=7, options=SampleOptions(steps=2))
+    events = list(an_ensemble().generate(request))
+    images = [event for event in events if isinstance(event, Images)]
+    assert [(part.first, len(part.pngs)) for part in images] == [(0, CHUNK), (CHUNK, 3)]
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [step.step for step in steps] == [0, 1, 2, 2, 3, 4]
+    assert {step.steps for step in steps} == {4}
+    assert isinstance(events[4], Images)  # the first chunk's pictures do not wait for the second's
+    alone = an_ensemble().generate(SampleRequest("both", n=1, seed=7 + CHUNK + 2))
+    assert run_through(alone)[2].pngs[0] == images[1].pngs[2]
+
+
+def test_pictures_of_large_latents_are_denoised_a_few_at_a_time() -> None:
+    class LargeCodec(GreyCodec):
+        latent = (1, 80, 80)
+
+    expert, encoder = OneShade(0.5), WordEncoder()
+    ensemble = Ensemble(
+        cast("Codec", LargeCodec()), encoder, CaptionPrior(COUNTS, encoder), {0: expert}
+    )
+    ensemble.generate_batch(["dark"] * 9, options=SampleOptions(steps=1, guidance=1))
+    assert expert.batches == [4, 4, 1]
+
+
+def mixed(objectives: dict[int, str]) -> Ensemble:
+    encoder = WordEncoder()
+    experts = {k: OneShade(SHADE[k], objective) for k, objective in objectives.items()}
+    return Ensemble(cast("Codec", GreyCodec()), encoder, CaptionPrior(COUNTS, encoder), experts)
+
+
+def test_route_tells_who_starts_for_experts_that_predict_noise() -> None:
+    ensemble = mixed({0: "ddpm-eps", 1: "fm"})
+    route, _, images = run_through(ensemble.generate(SampleRequest("dark", n=2)))
+    assert route == Route(experts={0: 1.0}, missing={}, starters={1: 1.0})
+    assert images.shares == pytest.approx({0: 0.8, 1: 0.2})
+    assert [shade_of(png) for png in images.pngs] == pytest.approx([0.25, 0.25], abs=0.01)
+    assert run_through(ensemble.generate(SampleRequest("light")))[0] == Route({1: 1.0}, {})
+
+
+def test_route_tells_which_noise_experts_have_nobody_to_start_for_them() -> None:
+    route, _, images = run_through(mixed({0: "ddpm-eps"}).generate(SampleRequest("both")))
+    assert route == Route(experts={0: 1.0}, missing={1: 0.5}, unaided=(0,))
+    assert images.shares == {0: 1.0}
+
+
+def test_router_asked_for_must_be_at_hand_and_caption_always_is() -> None:
+    ensemble = an_ensemble(has_router=True)
+    by_caption = SampleOptions(Strategy.ALL, router=RouterName.CAPTION)
+    blurred = ensemble.generate_batch(["both"], options=by_caption)
+    assert float(blurred.pictures.double().mean()) / 255 == pytest.approx(0.5, abs=0.01)
+    named = SampleOptions(Strategy.ALL, router=RouterName.GAUSS)
+    assert torch.equal(
+        ensemble.generate_batch(["both"], options=named).pictures,
+        ensemble.generate_batch(["both"], options=SampleOptions(Strategy.ALL)).pictures,
+    )
+    absent = SampleOptions(Strategy.ALL, router=RouterName.LEARNED)
+    with pytest.raises(ConfigError, match="no learned router of this run is here; there is capt"):
+        ensemble.generate_batch(["both"], options=absent)
+
+
 def test_a_batch_is_drawn_in_chunks_with_consecutive_seeds() -> None:
     ensemble = an_ensemble()
     count = CHUNK + 3
@@ -178,32 +239,6 @@ def test_closing_the_stream_stops_asking() -> None:
     assert len(expert.batches) == 1
 
 
-class TextEcho:
-    """Answers with the number of tokens of its caption: tells conditional rows from empty ones."""
-
-    objective = "fm"
-
-    def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        del t, states
-        self.batch = len(x_t)
-        return mask.sum(1)[:, None, None, None].expand(x_t.shape)
-
-
-@pytest.mark.parametrize(
-    ("guidance", "batch", "expected"), [(4.0, 4, (8, 12)), (1.0, 2, (2, 3)), (0.0, 4, (0, 0))]
-)
-def test_guidance_joins_conditional_and_empty_rows_of_one_batch(
-    guidance: float, batch: int, expected: tuple[float, float]
-) -> None:
-    x_t = torch.zeros(2, *LATENT)
-    captions = ("two words", "now three words")
-    query = ExpertQuery(0, torch.arange(2), x_t, 0.5, captions, guidance, 0, 1)
-    expert = TextEcho()
-    found = answer_query(expert, WordEncoder(), query)
-    assert expert.batch == batch
-    assert found[:, 0, 0, 0].tolist() == list(expected)
-
-
 @pytest.mark.parametrize("n", [0, MAX_PICTURES + 1])
 def test_number_of_pictures_is_bounded(n: int) -> None:
     with pytest.raises(ConfigError, match="got"):
@@ -221,112 +256,3 @@ def test_ensemble_needs_an_expert_of_the_run() -> None:
         Ensemble(
             cast("Codec", GreyCodec()), encoder, CaptionPrior(COUNTS, encoder), {9: OneShade(0)}
         )
-
-
-# --- on a run's real files -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two clusters of 32-pixel pictures: dark and light ones, prepared as any folder is."""
-    source = tmp_path_factory.mktemp("pictures")
-    generator = torch.Generator().manual_seed(0)
-    for index in range(40):
-        name = "dark stripes" if index % 2 else "light stripes"
-        pixels = torch.randint(0, 40, (32, 32), generator=generator, dtype=torch.uint8)
-        pixels += 0 if index % 2 else 200
-        Image.frombytes("L", (32, 32), pixels.numpy().tobytes()).save(
-            source / f"{name}_{index:02d}.png"
-        )
-    out = tmp_path_factory.mktemp("run") / "prepared"
-    prepare_run(source, out, RunSpec("stripes", 2))
-    return out
-
-
-def write_expert(folder: Path, run: Run, cluster: int) -> Path:
-    net: nn.Module = build_net(run.shape, seed=cluster)
-    spec = run.spec
-    info = ExpertInfo(
-        schema=1, objective="fm", schedule="linear", cluster=cluster, run=run.digest,
-        preset=spec.preset, codec=run.codec_digest, text=spec.text, latent=run.facts.latent,
-        samples=32, step=1, seed=0, loss=1.0, model_digest="",
-    )  # fmt: skip
-    write_folder(folder, published_files(info, dict(net.state_dict())))
-    return folder
-
-
-@pytest.mark.slow
-def test_ensemble_loads_from_files_and_draws(run_folder: Path, tmp_path: Path) -> None:
-    run = load_run(run_folder / "shared")
-    experts = {k: write_expert(tmp_path / str(k), run, k) for k in (0, 1)}
-    summaries = {k: tmp_path / f"{k}.safetensors" for k in (0, 1)}
-    for k, path in summaries.items():
-        save_summary(fit_summary(Cluster.load(run_folder / "clusters" / str(k)).latents()), path)
-    ensemble = Ensemble.load(run_folder / "shared", experts, summaries)
-    assert ensemble.clusters == (0, 1)
-    route, _, images = run_through(
-        ensemble.generate(SampleRequest("dark stripes", n=2, options=SampleOptions(steps=2)))
-    )
-    assert len(route.experts) == 1
-    assert Image.open(io.BytesIO(images.pngs[0])).size == (32, 32)
-    drawn = ensemble.generate_batch(
-        ["thin dark lines"], options=SampleOptions(Strategy.TOP2, steps=2)
-    )
-    assert drawn.pictures.shape == (1, 1, 32, 32)
-
-
-@pytest.mark.slow
-def test_loading_refuses_an_expert_of_another_cluster_or_none(
-    run_folder: Path, tmp_path: Path
-) -> None:
-    run = load_run(run_folder / "shared")
-    folder = write_expert(tmp_path / "expert", run, 0)
-    with pytest.raises(CheckpointError, match="an expert of cluster 0, expected 1"):
-        Ensemble.load(run_folder / "shared", {1: folder})
-    with pytest.raises(ConfigError):
-        Ensemble.load(run_folder / "shared", {})
-    with pytest.raises(DataError, match="no run"):
-        Ensemble.load(tmp_path, {0: folder})
-
-
-@pytest.mark.slow
-def test_an_expert_that_was_altered_is_left_out_and_the_others_draw(
-    run_folder: Path, tmp_path: Path
-) -> None:
-    run = load_run(run_folder / "shared")
-    experts = {k: write_expert(tmp_path / str(k), run, k) for k in (0, 1)}
-    weights = experts[1] / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    ensemble = Ensemble.load(run_folder / "shared", experts)
-    assert ensemble.clusters == (0,)
-    route, _, images = run_through(
-        ensemble.generate(SampleRequest("dark stripes", n=2, options=SampleOptions(steps=2)))
-    )
-    assert set(route.experts) == {0}
-    assert len(images.pngs) == 2
-
-
-@pytest.mark.slow
-def test_trained_routers_and_measured_temperatures_are_used_and_bad_ones_left_out(
-    run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run = load_run(run_folder / "shared")
-    experts = {k: write_expert(tmp_path / str(k), run, k) for k in (0, 1)}
-    clusters = [Cluster.load(run_folder / "clusters" / str(k)) for k in (0, 1)]
-    train = replace(DEFAULT_TRAIN, batch=8, budget_samples=16)
-    *_, end = train_router(labelled(clusters), run, RouterSettings(train=train))
-    assert isinstance(end, TrainedRouter)
-    save_router(end.router, tmp_path / "learned")
-    save_gauss(measure_gauss(labelled(clusters * 8), run, "data"), tmp_path / "gauss")
-    summaries = {k: tmp_path / f"{k}.safetensors" for k in (0, 1)}
-    for k, path in summaries.items():
-        save_summary(fit_summary(clusters[k].latents()), path)
-    folders = {name: tmp_path / name for name in ("learned", "gauss", "synthetic")}
-    ensemble = Ensemble.load(run_folder / "shared", experts, summaries, folders)
-    assert "synthetic router left out" in caplog.text
-    assert ensemble._routers[RouterName.GAUSS].freeze_below == 0
-    for name in (RouterName.LEARNED, RouterName.GAUSS):
-        options = SampleOptions(Strategy.TOP2, steps=2, router=name)
-        assert len(ensemble.generate_batch(["thin dark lines"], options=options).pictures) == 1
-    with pytest.raises(ConfigError, match="no synthetic router"):
-        ensemble.generate_batch(["x"], options=SampleOptions(router=RouterName.SYNTHETIC))
