@@ -29,6 +29,9 @@ MAX_LICENCE_CHARS: Final = 200
 class LoraSettings:
     """How one adapter is trained; the defaults are those measured on the bundled run.
 
+    Rank 4 on an expert of tops that never saw a boot, 350 pictures of boots: loss on 50 others
+    1.318 -> 0.821 with 4,000 samples at 2e-3 (smudges), -> 0.716 with 8,000 at 4e-3 (boots).
+
     Args:
         rank: 1 to `MAX_RANK`.
         alpha: B A is multiplied by alpha / rank; None for the rank itself.
@@ -51,7 +54,7 @@ class LoraSettings:
     targets: str = "attention+ff"
     samples: int = 8_000
     batch: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     caption_drop: float = 0.1
     seed: int = 0
     save_samples: int = 2_000

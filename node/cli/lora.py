@@ -78,7 +78,7 @@ def lora() -> None:
     help="Of them in a step.",
 )  # fmt: skip
 @click.option(
-    "--lr", "learning_rate", type=click.FloatRange(min=0, min_open=True), default=2e-3,
+    "--lr", "learning_rate", type=click.FloatRange(min=0, min_open=True), default=4e-3,
     show_default=True, metavar="X", help="Peak of the learning rate.",
 )  # fmt: skip
 @click.option(
