@@ -1,13 +1,21 @@
 """Training an adapter, and putting it on and off its base."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.support.lora_jobs import (
+    SETTINGS,
+    base,
+    bases,
+    contents,
+    few_draws,
+    rows,
+    trained,
+    velocities,
+)
 from training import gradients, lora_trainer
 from training.checkpoint import published_folder
 from training.clusters import Cluster
@@ -15,88 +23,26 @@ from training.config import OBJECTIVES
 from training.ensemble import Ensemble
 from training.errors import ConfigError, DataError, DivergedError, LoraError
 from training.experts import Expert, load_expert
-from training.folders import load_folder
 from training.loop import train
 from training.lora import (
-    Interrupted,
     LoraEvent,
     LoraJob,
     LoraStep,
     TrainedLora,
-    discard,
     merge_lora,
     train_lora,
     with_lora,
 )
 from training.lora_files import LORA_FILES, read_lora
 from training.lora_modules import adapted, set_enabled
-from training.lora_settings import LoraRows, LoraSettings, split
+from training.lora_settings import LoraRows
 from training.nets import build_net, predict
 from training.prepare import PreparedRun
 from training.run import Run
 
-SETTINGS = LoraSettings(
-    rank=2, samples=48, batch=4, save_samples=16, learning_rate=1e-2, caption_drop=0.2
-)
+__all__ = ["base", "bases", "few_draws", "rows", "trained"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_draws() -> Iterator[None]:
-    """The measure is the same with fewer draws, and quicker."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lora_trainer, "MEASURED_DRAWS", 48)
-        yield
-
-
-@pytest.fixture(scope="module")
-def bases(
-    cluster: Cluster, run: Run, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Expert]:
-    """An expert of each objective, trained for a few steps: none of its layers is zero."""
-    found = {}
-    for objective in OBJECTIVES:
-        state = tmp_path_factory.mktemp(objective)
-        config = replace(run.spec.train, objective=objective)
-        for _ in train(cluster, run, config, state_dir=state):
-            pass
-        found[objective] = load_expert(published_folder(state, config.budget_samples), run)
-    return found
-
-
-@pytest.fixture(scope="module")
-def base(bases: dict[str, Expert]) -> Expert:
-    return bases["fm"]
-
-
-@pytest.fixture(scope="module")
-def rows(pictures: Path, run: Run) -> LoraRows:
-    """The tiny run's pictures, upside down in brightness: nothing the base has seen."""
-    loaded = load_folder(pictures, run.spec.image_size, run.spec.image_channels)
-    return LoraRows(run.codec.encode(255 - loaded.images).half(), loaded.captions)
-
-
-@pytest.fixture(scope="module")
-def trained(
-    base: Expert, run: Run, rows: LoraRows, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[LoraEvent], Path]:
-    """An uninterrupted training: its events and its folder."""
-    folder = tmp_path_factory.mktemp("lora") / "dark"
-    return list(train_lora(LoraJob(base, run, rows, SETTINGS, folder, "bafkbase"))), folder
-
-
-def velocities(expert: Expert, run: Run) -> Tensor:
-    text = run.text.encode(["a disc", "two bars", ""])
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(3, *run.facts.latent, generator=generator)
-    return expert.velocity(x, torch.tensor([0.2, 0.5, 0.8]), text.states, text.mask)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def stopping_after(steps: int) -> Iterator[bool]:
-    yield from [*[False] * (steps - 1), True]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -163,112 +109,6 @@ def test_same_seed_gives_the_same_folder_byte_for_byte(
     other = replace(SETTINGS, seed=1)
     list(train_lora(LoraJob(base, run, rows, other, tmp_path / "other", "bafkbase")))
     assert contents(tmp_path / "other") != contents(trained[1])
-
-
-@pytest.mark.parametrize("stop_after", [1, 4, 7])
-def test_interrupted_and_continued_equals_uninterrupted_byte_for_byte(
-    base: Expert,
-    run: Run,
-    rows: LoraRows,
-    trained: tuple[list[LoraEvent], Path],
-    tmp_path: Path,
-    stop_after: int,
-) -> None:
-    job = LoraJob(base, run, rows, SETTINGS, tmp_path / "dark", "bafkbase")
-    asked = stopping_after(stop_after)
-    first = list(train_lora(job, lambda: next(asked)))
-    assert first[-1] == Interrupted(4 * stop_after)
-    assert not job.folder.exists()
-    second = list(train_lora(job))
-    assert isinstance(second[0], LoraStep)
-    assert second[0].samples == 4 * stop_after + 4
-    assert contents(job.folder) == contents(trained[1])
-    assert not job.state_folder.exists()
-
-
-def test_closing_the_generator_saves(
-    base: Expert, run: Run, rows: LoraRows, tmp_path: Path
-) -> None:
-    job = LoraJob(base, run, rows, SETTINGS, tmp_path / "dark")
-    training = train_lora(job)
-    for _ in range(3):
-        next(training)
-    training.close()  # type: ignore[attr-defined]
-    assert [path.name for path in job.state_folder.iterdir()] == ["save-000000000012"]
-
-
-def test_damaged_save_is_passed_over_for_the_one_before(
-    base: Expert,
-    run: Run,
-    rows: LoraRows,
-    trained: tuple[list[LoraEvent], Path],
-    tmp_path: Path,
-) -> None:
-    job = LoraJob(base, run, rows, SETTINGS, tmp_path / "dark", "bafkbase")
-    asked = stopping_after(7)
-    list(train_lora(job, lambda: next(asked)))
-    assert len(list(job.state_folder.iterdir())) == 2
-    weights = job.state_folder / "save-000000000028" / "exp_avg.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    second = list(train_lora(job))
-    assert isinstance(second[0], LoraStep)
-    assert second[0].samples == 20
-    assert contents(job.folder) == contents(trained[1])
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        ({"learning_rate": 2e-2}, "learning_rate = 0.01, now 0.02"),
-        ({"rank": 3}, "rank = 2, now 3"),
-        ({"seed": 4}, "seed = 0, now 4"),
-    ],
-)
-def test_interrupted_training_of_other_settings_is_refused_until_discarded(
-    base: Expert,
-    run: Run,
-    rows: LoraRows,
-    tmp_path: Path,
-    change: dict[str, float],
-    found: str,
-) -> None:
-    job = LoraJob(base, run, rows, SETTINGS, tmp_path / "dark")
-    asked = stopping_after(1)
-    list(train_lora(job, lambda: next(asked)))
-    other = replace(job, settings=replace(SETTINGS, **change))  # type: ignore[arg-type]
-    with pytest.raises(LoraError, match=found):
-        next(train_lora(other))
-    discard(job)
-    training = train_lora(other)
-    first = next(training)
-    training.close()  # type: ignore[attr-defined]
-    assert isinstance(first, LoraStep)
-    assert first.step == 1
-
-
-def test_interrupted_training_on_other_pictures_is_refused(
-    base: Expert, run: Run, rows: LoraRows, tmp_path: Path
-) -> None:
-    job = LoraJob(base, run, rows, SETTINGS, tmp_path / "dark")
-    asked = stopping_after(1)
-    list(train_lora(job, lambda: next(asked)))
-    fewer = LoraRows(rows.latents[:-1], rows.captions[:-1])
-    with pytest.raises(LoraError, match="made with data = "):
-        next(train_lora(replace(job, rows=fewer)))
-
-
-def test_settings_that_do_not_change_the_weights_may_change(
-    base: Expert, run: Run, rows: LoraRows, tmp_path: Path
-) -> None:
-    job = LoraJob(base, run, rows, SETTINGS, tmp_path / "dark")
-    asked = stopping_after(2)
-    list(train_lora(job, lambda: next(asked)))
-    freely = replace(SETTINGS, save_samples=5, licence="CC0-1.0")
-    last = list(train_lora(replace(job, settings=freely)))[-1]
-    assert isinstance(last, TrainedLora)
-    assert last.info.licence == "CC0-1.0"
 
 
 def test_off_is_the_base_bit_for_bit_and_on_differs(
@@ -414,15 +254,6 @@ def test_adapter_for_another_preset_is_refused_by_its_name(
         with_lora(other, trained[1])
 
 
-def test_rows_are_split_without_overlap_by_the_seed(rows: LoraRows) -> None:
-    trained, held_out = split(rows, 3)
-    assert sorted([*trained.tolist(), *held_out.tolist()]) == list(range(48))
-    assert split(rows, 3)[1].tolist() == held_out.tolist()
-    assert split(rows, 4)[1].tolist() != held_out.tolist()
-    two = LoraRows(rows.latents[:2], rows.captions[:2])
-    assert [len(part) for part in split(two, 0)] == [1, 1]
-
-
 def test_two_pictures_are_enough_and_one_is_not(
     base: Expert, run: Run, rows: LoraRows, tmp_path: Path
 ) -> None:
@@ -435,47 +266,6 @@ def test_two_pictures_are_enough_and_one_is_not(
     for count in (0, 1):
         with pytest.raises(DataError, match=f"at least 2 pictures .* got {count}"):
             LoraRows(rows.latents[:count], rows.captions[:count])
-
-
-def test_latents_with_nan_are_refused_by_the_picture_s_number(rows: LoraRows) -> None:
-    broken = rows.latents.clone()
-    broken[3, 0, 0, 0] = float("nan")
-    with pytest.raises(DataError, match="picture 3 is not finite"):
-        LoraRows(broken, rows.captions)
-
-
-def test_fingerprint_follows_latents_and_captions(rows: LoraRows) -> None:
-    same = LoraRows(rows.latents.clone(), tuple(rows.captions))
-    assert same.fingerprint == rows.fingerprint
-    renamed = LoraRows(rows.latents, ("other", *rows.captions[1:]))
-    changed = LoraRows(rows.latents + 0.1, rows.captions)
-    assert len({rows.fingerprint, renamed.fingerprint, changed.fingerprint}) == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        ({"rank": 0}, "1..64, got 0"),
-        ({"rank": 65}, "1..64, got 65"),
-        ({"alpha": 0.0}, "alpha"),
-        ({"alpha": 65.0}, "alpha"),
-        ({"alpha": float("nan")}, "alpha"),
-        ({"targets": "everything"}, "known: attention, attention"),
-        ({"samples": 0}, "samples"),
-        ({"batch": 0}, "batch"),
-        ({"learning_rate": 0.0}, "learning_rate"),
-        ({"caption_drop": 1.5}, "caption_drop"),
-        ({"licence": "x" * 201}, "200 characters"),
-    ],
-)
-def test_settings_that_cannot_be_meant_are_refused(change: dict[str, object], found: str) -> None:
-    with pytest.raises(ConfigError, match=found):
-        LoraSettings(**change)  # type: ignore[arg-type]
-
-
-def test_strength_is_one_unless_alpha_is_given() -> None:
-    assert LoraSettings(rank=8).strength == 1
-    assert LoraSettings(rank=8, alpha=4).strength == 0.5
 
 
 def test_ensemble_draws_with_an_adapter_on_one_expert(
