@@ -6,6 +6,7 @@ import pytest
 
 from node.errors import ErrorCode
 from tests.support.cli_run import Run, answer_of, refusal_of
+from tests.support.hub_models import write_models
 from tests.training.conftest import draw_pictures
 
 
@@ -53,3 +54,34 @@ def test_bad_pictures_and_choices_are_refused_with_a_way_out(
     assert exit_code == code.exit_code
     assert message in error["message"]
     assert error["fix"]
+
+
+PRETRAINED = (
+    "run", "create", "few", "--clusters", "2", "--image-size", "16", "--preset", "fashion-tiny",
+    "--codec", "sd-vae-ft-mse", "--extractor", "dinov2-vitl14", "--text", "clip-vit-l14",
+)  # fmt: skip
+
+
+def test_pretrained_part_that_is_not_here_is_one_sentence_and_code_4(
+    run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    draw_pictures(tmp_path / "few", 6)
+    exit_code, error = refusal_of(run(*PRETRAINED, "--json"))
+    assert (exit_code, error["code"]) == (4, "not_found")
+    assert "clip-vit-l14 is not on this machine: put config.json, model.saf" in error["message"]
+    assert f"(about 1.7 GB) into {home / 'models' / 'clip-vit-l14'}" in error["message"]
+    assert "\n" not in error["message"]
+
+
+def test_pretrained_parts_are_found_in_the_homes_folder_or_the_one_that_is_set(
+    run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_pictures(tmp_path / "few", 6)
+    write_models(home / "models")
+    home.chmod(0o700)
+    first = answer_of(run(*PRETRAINED, "--json"))
+    (home / "models").rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("PARIS_NODE_MODELS", str(tmp_path / "elsewhere"))
+    assert answer_of(run(*PRETRAINED, "--json"))["run"] == first["run"]
