@@ -1,0 +1,68 @@
+"""The messages of one order: every picture once under its own number, however it was drawn."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from node.workers.expert import Easel, draw
+from training.mixture import Strategy
+from training.plan import Images, Route, RouterName, SampleEvent, Sampler, SampleRequest, Step
+
+ORDER = {
+    "kind": "draw",
+    "prompt": "a bag",
+    "n": 3,
+    "seed": 5,
+    "strategy": "topk",
+    "top_k": 3,
+    "threshold": 0.2,
+    "router": "gauss",
+    "sampler": "heun",
+    "steps": 4,
+    "guidance": 2.0,
+}
+
+
+class InChunks(Easel):
+    """An ensemble that tells two chunks; keeps the request."""
+
+    request: SampleRequest
+
+    def ensemble(self, order: object) -> "InChunks":
+        return self
+
+    def generate(self, request: SampleRequest) -> Iterator[SampleEvent]:
+        self.request = request
+        yield Route({1: 0.75, 2: 0.25}, {0: 0.5}, {2: 1.0}, (1,))
+        yield Step(0, 8)
+        yield Images((b"a", b"b"), {1: 1.0})
+        yield Images((b"c",), {2: 1.0}, first=2)
+
+
+def test_an_order_becomes_the_request_it_says() -> None:
+    easel = InChunks()
+    list(draw(ORDER, easel))
+    options = easel.request.options
+    assert (options.strategy, options.top_k, options.threshold) == (Strategy.TOPK, 3, 0.2)
+    assert (options.router, options.sampler) == (RouterName.GAUSS, Sampler.HEUN)
+    assert (easel.request.n, easel.request.seed, options.steps) == (3, 5, 4)
+
+
+def test_pictures_of_all_chunks_are_numbered_on_and_carry_their_own_shares() -> None:
+    route, step, *images = draw(ORDER, InChunks())
+    assert route == {
+        "kind": "route",
+        "shares": {"1": 0.75, "2": 0.25},
+        "missing": {"0": 0.5},
+        "starters": {"2": 1.0},
+        "unaided": [1],
+    }
+    assert step == {"kind": "progress", "step": 0, "steps": 8}
+    told = [(image["index"], image["png"], image["shares"]) for image in images]
+    assert told == [(0, b"a", {"1": 1.0}), (1, b"b", {"1": 1.0}), (2, b"c", {"2": 1.0})]
+
+
+@pytest.mark.parametrize("field", ["strategy", "sampler", "router"])
+def test_a_word_that_is_not_known_is_a_value_error(field: str) -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        list(draw({**ORDER, field: "nonsense"}, InChunks()))
