@@ -4,7 +4,7 @@ Rows are copied a batch at a time; what grows with the data is the list of diffe
 two numbers a row.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from training.caption_summary import OPEN_CAPTIONS, fit_caption_summary, pack_caption_summary
+from training.captions import mean_states
 from training.clusters import ClusterWriter
 from training.codecs import NewCodec
 from training.config import SCHEMA, RunSpec
@@ -23,6 +25,7 @@ from training.run import (
     CAPTIONS_FILE,
     CLUSTERS_FILE,
     CODEC_FILE,
+    MEANINGS_FILE,
     RUN_FILE,
     CaptionCounts,
     ClusterMap,
@@ -31,6 +34,7 @@ from training.run import (
 )
 from training.spool import Spool, read_batch
 from training.tensors import pack_tensors
+from training.text import PretrainedText, TextEncoder
 
 MAX_CAPTIONS: Final = 4096
 """Listed with their counts in `shared/captions.json`, the most frequent; the rest is summed up."""
@@ -68,7 +72,7 @@ class Assembly:
         clusters: the clustering.
         owners: int64 [N], the cluster of every row.
         captions: of every row.
-        text_pins: sha256 of the text encoder's files.
+        text: the text encoder.
     """
 
     spec: RunSpec
@@ -76,7 +80,7 @@ class Assembly:
     clusters: ClusterMap
     owners: Tensor
     captions: CaptionColumn
-    text_pins: Mapping[str, str]
+    text: PretrainedText
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -153,6 +157,12 @@ def count_captions(captions: CaptionColumn, owners: Tensor, clusters: int) -> Ca
     )
 
 
+def _meanings(counts: CaptionCounts, text: TextEncoder) -> bytes:
+    """What each cluster's listed captions mean, as a file."""
+    table = torch.tensor(counts.counts).T
+    return pack_caption_summary(fit_caption_summary(mean_states(text, counts.captions), table))
+
+
 def write_shared(folder: Path, made: Assembly) -> None:
     """Write the folder that every node holds, all or nothing.
 
@@ -172,6 +182,8 @@ def write_shared(folder: Path, made: Assembly) -> None:
         CAPTIONS_FILE: canonical_json(to_json(counts)),
     }
     files = {name: files[name] for name in shared_files(spec)}
+    if len(counts.captions) > OPEN_CAPTIONS:
+        files[MEANINGS_FILE] = _meanings(counts, made.text)
     facts = RunFacts(
         schema=SCHEMA,
         spec=spec,
@@ -181,7 +193,7 @@ def write_shared(folder: Path, made: Assembly) -> None:
         features=clusters.extractor.dim,
         pixels=clusters.extractor.pixels,
         digests={name: digest_of(data) for name, data in files.items()},
-        models={**codec.pins, **clusters.extractor.pins, **made.text_pins},
+        models={**codec.pins, **clusters.extractor.pins, **made.text.pins},
     )
     files[RUN_FILE] = canonical_json(to_json(facts))
     try:

@@ -141,7 +141,7 @@ class Ensemble:
         return cls(
             run.codec,
             run.text,
-            CaptionPrior(dict(enumerate(rows)), run.text),
+            CaptionPrior(dict(enumerate(rows)), run.text, run.caption_summary),
             loaded,
             named,
         )

@@ -188,13 +188,14 @@ class _Work:
     def run(self) -> PreparedRun:
         """Go through the phases; those that an earlier call went through cost little."""
         models = Models(self.options.models)
-        text_pins = load_text_encoder(self.spec.text, models).pins
+        text = load_text_encoder(self.spec.text, models)
+        _ = text.pins  # found now, not after the pictures are encoded
         spool = open_spool_folder(self.out / SPOOL, _plan(self.source, self.spec, models))
         sizes = _sizes_of_finished(self.out, self.spec)
         if sizes is None:
             codec, extractor = self._encode(spool, models)
             clusters, owners = self._cluster(spool, extractor)
-            made = Assembly(self.spec, codec, clusters, owners, CaptionColumn.of(spool), text_pins)
+            made = Assembly(self.spec, codec, clusters, owners, CaptionColumn.of(spool), text)
             write_clusters(self.out / "clusters", spool, made, self._report("write"))
             write_shared(self.out / "shared", made)
             sizes = made.sizes

@@ -15,6 +15,7 @@ from typing import Final
 
 from torch import Tensor
 
+from training.caption_summary import CaptionSummary, load_caption_summary
 from training.centroids import nearest
 from training.codecs import Codec, check_codec, codec_is_fitted, open_codec
 from training.config import SCHEMA, RunSpec
@@ -31,12 +32,14 @@ from training.hub import PARTS, Models, part_digest, pin_names
 from training.jsonio import added, from_json, parse_json
 from training.nets import NetShape
 from training.tensors import TensorSpec, read_tensors
-from training.text import TextEncoder, check_text, load_text_encoder
+from training.text import TEXT_DIMS, TextEncoder, check_text, load_text_encoder
 
 RUN_FILE: Final = "run.json"
 CODEC_FILE: Final = "codec.safetensors"
 CLUSTERS_FILE: Final = "clusters.safetensors"
 CAPTIONS_FILE: Final = "captions.json"
+MEANINGS_FILE: Final = "caption-summary.safetensors"
+"""Only in runs of many different captions."""
 UNPINNED: Final = "minilm-l6"
 """The one pretrained part that runs had before their files were pinned."""
 
@@ -56,7 +59,7 @@ class RunFacts:
         fine: fine centroids.
         features: numbers per feature vector.
         pixels: numbers the extractor reads per picture.
-        digests: sha256 of each file of `shared_files`.
+        digests: sha256 of each file of `shared_files`, and of `MEANINGS_FILE` if there is one.
         models: "part/file" -> sha256 of every file of the pretrained parts; None in runs made
             before they were pinned.
     """
@@ -205,6 +208,20 @@ class Run:
         return ClusterMap(extractor, found["fine"], coarse)
 
     @cached_property
+    def caption_summary(self) -> CaptionSummary | None:
+        """What each cluster's captions mean; None in a run of few different captions.
+
+        Raises:
+            DataError: if the file was altered.
+            TensorFileError: if it is malformed.
+        """
+        if MEANINGS_FILE not in self.facts.digests:
+            return None
+        self._check(MEANINGS_FILE)
+        path, width = self.folder / MEANINGS_FILE, TEXT_DIMS[self.spec.text]
+        return load_caption_summary(path, self.spec.clusters, width)
+
+    @cached_property
     def caption_counts(self) -> CaptionCounts:
         """How often each caption occurs in each cluster.
 
@@ -291,7 +308,7 @@ def _problem(facts: RunFacts) -> str:
 
 def _parts_problem(facts: RunFacts) -> str:
     files = shared_files(facts.spec)
-    if set(facts.digests) != set(files):
+    if set(facts.digests) - {MEANINGS_FILE} != set(files):
         return f"digests must name exactly {', '.join(files)}"
     if not _pins_fit(facts):
         return f"models must name exactly {', '.join(sorted(_pinned(facts.spec)))}"
