@@ -46,7 +46,12 @@ class Sampler(StrEnum):
     .115 / .043 / .023; a Heun step first, then AB2 .071 / .038; diffusers' UniPC .107 / .036 /
     .018 and DPM-Solver++(2M) .122 / .072 / .041, both on flow sigmas.  AB2 on other grids, at 6 /
     10: shift 1.5 .091 / .035, shift 0.7 .108 / .074, t^0.8 .083 / .034, t^1.3 .109 / .085, cosine
-    .188 / .086, logit-spaced .092 / .072.  None is clearly better: no other is here."""
+    .188 / .086, logit-spaced .092 / .072.
+
+    FID of 500 such pictures (sticky, floor 0.94, two seeds of noise) at 6: ab2 10.02 and 10.68,
+    Heun first 10.02 and 10.61, UniPC 9.85 and 10.42, Euler 10.48 and 11.00; at 10 ab2 10.21 and
+    10.89, Euler 10.30 and 10.95 (UniPC 10.12, one seed); caption accuracy within .01 of each other
+    everywhere.  UniPC's 2 % at 6 are gone at 10: no reason for a second multistep solver."""
     HEUN = "heun"
     """Second order without a memory: N evaluations make N/2 steps.  No velocity is asked at t = 0:
     the last step is the midpoint rule, or for an odd N one of Euler's."""
