@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from node.errors import ErrorCode, NodeError
 from node.runs import CreatedRun, import_run
+from node.workers.trainer import device_of
 from p2p.blobs import BlobStore
 from p2p.records import ClaimPolicy
 
@@ -51,6 +52,7 @@ class RunOptions:
         fresh: forget what an interrupted command encoded.
         dask: address of the Dask cluster that does the clustering.
         models: folder of pretrained parts.
+        device: where pretrained parts encode: "auto", or a torch device.
     """
 
     clusters: int = 4
@@ -72,6 +74,7 @@ class RunOptions:
     fresh: bool = False
     dask: str | None = None
     models: Path | None = None
+    device: str = "cpu"
 
 
 def create_run(
@@ -101,7 +104,12 @@ def create_run(
     with _said_as_ours(), _mapper(options.dask) as mapper:
         opened = _open(source, options.source)
         spec = _spec(opened, options)
-        how = PrepareOptions(options.models, Job(mapper), keeps_spool=True)
+        how = PrepareOptions(
+            models=options.models,
+            device=device_of(options.device),
+            job=Job(mapper),
+            keeps_spool=True,
+        )
         prepared = prepare_run(opened, work, spec, on_progress, how)
     created = import_run(prepared, blobs, options.claim_policy)
     _forget(work)

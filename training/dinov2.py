@@ -93,7 +93,8 @@ class Dinov2:
         for block in torch.split(images, BLOCK):
             pixels = network_input(block, MEAN, DEVIATION)
             with torch.autocast(pixels.device.type, enabled=False):
-                found.append(self._net(pixel_values=pixels).last_hidden_state[:, 0])
+                net = self._net.to(pixels.device)
+                found.append(net(pixel_values=pixels).last_hidden_state[:, 0])
         return torch.cat(found)
 
     @cached_property

@@ -153,7 +153,7 @@ class EfficientNetLite0:
             pixels = network_input(block, MEAN, DEVIATION)
             with torch.autocast(pixels.device.type, enabled=False):
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
-                found.append(self.network.features(pixels))
+                found.append(self.network.to(pixels.device).features(pixels))
         return torch.cat(found)
 
     @cached_property

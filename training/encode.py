@@ -3,7 +3,7 @@
 Bounded in memory: a sample to fit what is fitted, then one batch of pictures at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training.codecs import Codec
+from training.codecs import NewCodec
 from training.data import (
     Pictures,
     PictureShape,
@@ -122,16 +122,39 @@ def sample_pictures(source: Source, shape: PictureShape, report: Report) -> Tens
     return torch.cat(images)[:limit]
 
 
-def fill_spool(
-    source: Source, spool: Spool, codec: Codec, extractor: Extractor, report: Report
-) -> None:
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoder:
+    """What new pictures go through; pretrained networks work on the device, fitted parts here.
+
+    Args:
+        codec: pictures to latents.
+        extractor: pictures to features.
+        device: a torch device name.
+    """
+
+    codec: NewCodec
+    extractor: Extractor
+    device: str = "cpu"
+
+    def latents(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, S, S] -> float16 [N, *latent] in main memory."""
+        return self.codec.encode(self._placed(images, self.codec.pins)).half().cpu()
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, S, S] -> float32 [N, D] in main memory."""
+        return self.extractor(self._placed(images, self.extractor.pins)).float().cpu()
+
+    def _placed(self, images: Tensor, pins: Mapping[str, str]) -> Tensor:
+        return images.to(self.device) if pins else images
+
+
+def fill_spool(source: Source, spool: Spool, encoder: Encoder, report: Report) -> None:
     """Encode what a spool still lacks.
 
     Args:
         source: the spool's.
         spool: filled batch by batch.
-        codec: pictures to latents.
-        extractor: pictures to features.
+        encoder: what the pictures go through.
         report: told of entries, skipped ones too.
 
     Raises:
@@ -148,15 +171,14 @@ def fill_spool(
         for number in numbers:
             size = len(plan.positions(number))
             pictures = decode_entries(source, islice(entries, size), shape)
-            spool.add(number, _encoded(pictures, codec, extractor))
+            spool.add(number, encode_batch(pictures, encoder))
             done += size
             report(done, plan.entries)
 
 
-def _encoded(pictures: Pictures, codec: Codec, extractor: Extractor) -> Batch:
-    """A batch; a picture that codec or extractor turns into no number is left out."""
-    latents = codec.encode(pictures.images).half()
-    features = extractor(pictures.images).float()
+def encode_batch(pictures: Pictures, encoder: Encoder) -> Batch:
+    """A spool's batch; a picture that codec or extractor turns into no number is left out."""
+    latents, features = encoder.latents(pictures.images), encoder.features(pictures.images)
     is_finite = latents.flatten(1).isfinite().all(1) & features.isfinite().all(1)
     skipped = list(pictures.skipped)
     captions = pictures.captions

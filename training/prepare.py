@@ -25,7 +25,7 @@ from training.assembly import Assembly, CaptionColumn, write_clusters, write_sha
 from training.codecs import NewCodec, codec_is_fitted, create_codec, open_codec
 from training.config import SCHEMA, RunSpec, TrainConfig, preset
 from training.data import PictureShape, SkipReport, Source
-from training.encode import Report, fill_spool, pictures_per_batch, sample_pictures
+from training.encode import Encoder, Report, fill_spool, pictures_per_batch, sample_pictures
 from training.errors import DataError, DiskError, TrainingError
 from training.features import Extractor, create_extractor, extractor_is_fitted, open_extractor
 from training.files import remove_folder, sweep
@@ -97,16 +97,18 @@ class PreparedRun:
 
 @dataclass(frozen=True, slots=True)
 class PrepareOptions:
-    """How a run is made; none of it changes what is made.
+    """How a run is made, not what: but for the rounding of a device, the bytes are the same.
 
     Args:
         models: the user's folder of pretrained parts (`training.hub`).
+        device: where pretrained networks encode, a torch device name.
         job: who clusters.
         keeps_spool: leave the spool, for a caller who deletes the whole folder later; until then
             the same call costs nothing.
     """
 
     models: Path | None = None
+    device: str = "cpu"
     job: Job = HERE
     keeps_spool: bool = False
 
@@ -206,7 +208,8 @@ class _Work:
         try:
             codec, extractor = self._parts(spool, models)
             preset(self.spec.preset).net_config(codec.latent, 1)  # raises if they do not fit
-            fill_spool(self.source, spool, codec, extractor, self._report("encode"))
+            encoder = Encoder(codec, extractor, self.options.device)
+            fill_spool(self.source, spool, encoder, self._report("encode"))
             if spool.rows < self.spec.clusters * MIN_PICTURES:
                 raise _too_few(self.source, spool.rows, self.spec, spool.skipped)
         except TrainingError:

@@ -130,12 +130,12 @@ class SdVae:
     def _encode(self, images: Tensor) -> Tensor:
         pixels = images.float().expand(-1, 3, -1, -1) / 127.5 - 1
         with torch.autocast(pixels.device.type, enabled=False):
-            mode: Tensor = self._net.encode(pixels).latent_dist.mode()
+            mode: Tensor = self._net.to(pixels.device).encode(pixels).latent_dist.mode()
         return mode * SCALE
 
     def _decode(self, latents: Tensor) -> Tensor:
         with torch.autocast(latents.device.type, enabled=False):
-            pixels: Tensor = self._net.decode(latents / SCALE).sample
+            pixels: Tensor = self._net.to(latents.device).decode(latents / SCALE).sample
         images = (pixels / 2 + 0.5).clamp(0, 1)
         return images if self._channels == 3 else images.mean(1, keepdim=True)
 

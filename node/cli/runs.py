@@ -155,6 +155,7 @@ def _create(config: "Config", data: str, choices: dict[str, Any], options: Optio
             save_samples=choices["save_every"],
             claim_policy=policy,
             models=config.models_folder,
+            device=config.device,
             source=SourceChoice(
                 choices["split"], choices["image_column"], choices["caption_column"]
             ),

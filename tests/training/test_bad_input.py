@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from training import encode
 from training.clusters import Cluster, ClusterWriter, shard_name
 from training.config import RunSpec
 from training.data import Pictures
-from training.encode import _encoded
+from training.encode import Encoder, encode_batch
 from training.errors import DiskError, TrainingError
 from training.prepare import PreparedRun, Progress, prepare_run
 from training.run import Run
@@ -160,9 +160,13 @@ class Broken:
 
     latent = (16, 2, 2)
     digest = "d" * 64
+    pins: Mapping[str, str] = {}
 
     def __init__(self, run: Run) -> None:
         self._run = run
+
+    def stored(self) -> bytes:
+        return b""
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         latents = self._run.codec.encode(images)
@@ -176,7 +180,7 @@ class Broken:
 def test_picture_that_is_encoded_as_nan_is_left_out_and_counted(run: Run) -> None:
     images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
     pictures = Pictures(images, ("a", "b", "c"))
-    batch = _encoded(pictures, Broken(run), run.clusters.extractor)
+    batch = encode_batch(pictures, Encoder(Broken(run), run.clusters.extractor))
     assert batch.captions == ("a", "c")
     assert bool(batch.latents.isfinite().all())
     assert str(batch.skipped) == "1 encoded as NaN or infinite numbers: picture of 'b'"
