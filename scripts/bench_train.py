@@ -6,7 +6,9 @@ hand-written   the shortest torch program that trains the same net on the same r
 bare loop      training.loop, alone in this process, with its saves
 in a node      the trainer process of a running node, which publishes those saves, claims and
                renews, and serves its API meanwhile
-They take turns on one thread; the median of the rounds is printed.
+They take turns on one thread; the median of the rounds is printed.  Samples per CPU-second stand
+beside samples per second: on a machine that does other work too, only they can be compared (the
+trainer in a node is another process, of which only the wall clock is known).
 """
 
 import argparse
@@ -15,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,8 +35,28 @@ from training.text import UNCONDITIONAL
 WARMUP_STEPS = 100
 
 
-def hand_written_rate(cluster: Cluster, run: Run, steps: int) -> float:
-    """Samples/s of the shortest loop that does the same arithmetic."""
+@dataclass(frozen=True)
+class Rate:
+    """Samples per second of the wall clock, and per second of this process' CPU time."""
+
+    wall: float
+    cpu: float | None
+
+
+class Stopwatch:
+    """Wall and CPU time since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def rate(self, samples: int) -> Rate:
+        """Of so many samples since then."""
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return Rate(samples / wall, samples / cpu)
+
+
+def hand_written_rate(cluster: Cluster, run: Run, steps: int) -> Rate:
+    """The shortest loop that does the same arithmetic."""
     config = run.spec.train
     torch.set_num_threads(config.threads)
     net = build_net(run.shape, seed=0)
@@ -42,10 +64,10 @@ def hand_written_rate(cluster: Cluster, run: Run, steps: int) -> float:
     average = [parameter.detach().clone() for parameter in net.parameters()]
     latents = cluster.latents()
     table = run.text.encode([*cluster.captions, UNCONDITIONAL])
-    began = 0.0
+    watch = Stopwatch()
     for step in range(WARMUP_STEPS + steps):
         if step == WARMUP_STEPS:
-            began = time.perf_counter()
+            watch = Stopwatch()
         rows = torch.randint(len(cluster), (config.batch,))
         data = latents[rows]
         noise, times = torch.randn_like(data), torch.rand(config.batch)
@@ -59,33 +81,48 @@ def hand_written_rate(cluster: Cluster, run: Run, steps: int) -> float:
         optimizer.step()
         parameters = [parameter.detach() for parameter in net.parameters()]
         torch._foreach_lerp_(average, parameters, 1 - config.ema_decay)
-    return steps * config.batch / (time.perf_counter() - began)
+    return watch.rate(steps * config.batch)
 
 
-def loop_rate(cluster: Cluster, run: Run, saves: int) -> float:
-    """Samples/s of `training.loop.train` from its first save to the one `saves` later."""
-    first: tuple[int, float] | None = None
+def loop_rate(cluster: Cluster, run: Run, saves: int) -> Rate:
+    """`training.loop.train` from its first save to the one `saves` later."""
+    first: tuple[int, Stopwatch] | None = None
     left = saves
     with tempfile.TemporaryDirectory() as state:
         for event in train(cluster, run, run.spec.train, state_dir=Path(state)):
             if not isinstance(event, SavedCheckpoint):
                 continue
             if first is None:
-                first = (event.samples, time.perf_counter())
+                first = (event.samples, Stopwatch())
                 continue
             left -= 1
             if not left:
-                return (event.samples - first[0]) / (time.perf_counter() - first[1])
+                return first[1].rate(event.samples - first[0])
     raise ValueError(f"the budget ends before {saves} saves")
 
 
-def measure(rates: Mapping[str, Callable[[], float]], rounds: int) -> list[dict[str, float]]:
-    """Samples/s of each, round by round; they take turns, so that a busy machine slows all."""
+def measure(rates: Mapping[str, Callable[[], Rate]], rounds: int) -> list[dict[str, Rate]]:
+    """Rates of each, round by round; they take turns, so that a busy machine slows all."""
     rows = []
     for _ in range(rounds):
         rows.append({name: rate() for name, rate in rates.items()})
-        print("  ".join(f"{name} {rate:.0f}" for name, rate in rows[-1].items()), flush=True)
+        print("  ".join(f"{name} {rate.wall:.0f}" for name, rate in rows[-1].items()), flush=True)
     return rows
+
+
+def print_medians(rows: list[dict[str, Rate]], base: str) -> None:
+    """Each way's medians, and its share of `base` in the same round."""
+    for name in rows[0]:
+        wall = statistics.median(row[name].wall for row in rows)
+        share = statistics.median(row[name].wall / row[base].wall for row in rows)
+        line = f"  {name:13} {wall:6.0f} samples/s  {share:.3f} of {base}"
+        pairs = [(row[name].cpu, row[base].cpu) for row in rows]
+        known = [(own, other) for own, other in pairs if own is not None and other is not None]
+        if known:
+            cpu = statistics.median(own for own, _ in known)
+            cpu_share = statistics.median(own / other for own, other in known)
+            line += f"   {cpu:6.0f} per CPU-s  {cpu_share:.3f}"
+        print(line)
 
 
 def main() -> None:
@@ -94,6 +131,7 @@ def main() -> None:
     )
     parser.add_argument("--saves", type=int, default=2, help="save intervals per measurement")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
+    parser.add_argument("--no-node", action="store_true", help="leave out the node")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     where = machine()
@@ -102,22 +140,21 @@ def main() -> None:
         spec = replace(spec, train=replace(spec.train, budget_samples=ENDLESS_SAMPLES))
         made = prepare_run("fashion", Path(folder) / "run", spec)
         cluster, run = Cluster.load(made.clusters[0].folder), made.load()
-        node = TrainingNode(Path(folder), spec.train.save_samples)
         steps = options.saves * spec.train.save_samples // spec.train.batch
-        rates = {
+        rates: dict[str, Callable[[], Rate]] = {
             "hand-written": lambda: hand_written_rate(cluster, run, steps),
             "bare loop": lambda: loop_rate(cluster, run, options.saves),
-            "in a node": lambda: node.rate(options.saves),
         }
+        if not options.no_node:
+            node = TrainingNode(Path(folder), spec.train.save_samples)
+            rates["in a node"] = lambda: Rate(node.rate(options.saves), None)
         rows = measure(rates, options.rounds)
     print(f"{where['cpu']}, {where['cores']} cores, load {where['load_at_start']} at the start")
     print(f"medians of {options.rounds} rounds of {steps} steps, one thread")
-    for name in rates:
-        rate = statistics.median(row[name] for row in rows)
-        share = statistics.median(row[name] / row["bare loop"] for row in rows)
-        print(f"  {name:13} {rate:6.0f} samples/s   {share:.3f} of the bare loop of its round")
+    print_medians(rows, "hand-written")
     if options.json:
-        options.json.write_text(json.dumps({"machine": where, "samples_per_s": rows}) + "\n")
+        found = [{name: asdict(rate) for name, rate in row.items()} for row in rows]
+        options.json.write_text(json.dumps({"machine": where, "samples_per_s": found}) + "\n")
 
 
 if __name__ == "__main__":
