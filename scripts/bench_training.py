@@ -120,7 +120,7 @@ class Bench:
         silent = TrainConfig(caption_drop=0.0)
         jobs = [(split, self._work / f"run-{n}", k, silent, False) for n, k in plain.items()]
         jobs += [(split, self._work / f"run-{n}", k, TrainConfig(), True) for n, k in text.items()]
-        runs = dict(zip((*plain, *text), [make_run(*job) for job in jobs], strict=True))
+        runs = dict(zip((*plain, *text), self._each(make_run, jobs), strict=True))
         codec = load_run(runs["1"] / "shared").codec
         reference = Reference.of(split, codec)
         reference.save(self._reference)
