@@ -27,6 +27,11 @@ hard part; source: arXiv 2403.03206, section 3.1 (m = 0, s = 1)."""
 PRECISIONS: Final = ("auto", "fp32", "bf16")
 """Arithmetic of the net: weights, optimizer and average are float32 whatever it is."""
 
+CLIP_NORM: Final = 1.0
+"""Scarcely ever met by a healthy training of the bundled set: its norms are .43 to .82 after the
+warm-up, 1.7 at most before. There the held-out loss is the same with it (.6399) and without
+(.6404); it is for the one batch in a long training of a large net that would undo days."""
+
 LatentShape = tuple[int, int, int]
 """Channels, height, width of one latent."""
 
@@ -152,7 +157,7 @@ class TrainConfig:
     device: str = "cpu"
     objective: str = "fm"
     times: str = "logit-normal"
-    clip_norm: float = added(0.0)
+    clip_norm: float = added(CLIP_NORM, before=0.0)
     precision: str = added("auto")
 
     def __post_init__(self) -> None:

@@ -22,12 +22,17 @@ T = TypeVar("T")
 _LATER: Final = "may be absent"
 
 
-def added(default: T) -> T:
-    """A dataclass field that files written before it was added do not have: they mean `default`.
+def added(default: T, *, before: object = _LATER) -> T:
+    """A dataclass field that files written before it was added do not have.
 
     Other fields must be present when read, whether or not they have a default in Python.
+
+    Args:
+        default: in Python.
+        before: what those files mean, where that is not the default.
     """
-    value: T = dataclasses.field(default=default, metadata={_LATER: True})
+    meant = default if before is _LATER else before
+    value: T = dataclasses.field(default=default, metadata={_LATER: meant})
     return value
 
 
@@ -111,8 +116,10 @@ def from_json(cls: type[T], value: object, where: str) -> T:
     missing = [name for name in absent if _LATER not in described[name].metadata]
     if missing:
         raise ConfigError(f"{where}: missing key {missing[0]!r}")
-    present = (name for name in fields if name in value)
-    return cls(**{n: _value(hints[n], value[n], f"{where}: {n}") for n in present})
+    found = {name: described[name].metadata[_LATER] for name in absent}
+    for name in (name for name in fields if name in value):
+        found[name] = _value(hints[name], value[name], f"{where}: {name}")
+    return cls(**found)
 
 
 def _value(hint: object, value: object, where: str) -> object:
