@@ -11,6 +11,7 @@ quality   Fashion-MNIST (the bundled 10k, the 60k where Debian's package is): pl
 
 import argparse
 import json
+import logging
 import statistics
 import subprocess
 import sys
@@ -118,7 +119,11 @@ def on_workers(path: Path, passes: int) -> dict[str, Any]:
     from distributed import LocalCluster  # noqa: PLC0415
 
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        n_workers=2,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=None,
+        silence_logs=logging.CRITICAL,  # workers complain of a scheduler that ends before them
     ) as cluster:
         return apart(path, passes, cluster.scheduler_address)
 

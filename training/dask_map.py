@@ -49,7 +49,7 @@ class Waits:
         idle_s: with no worker left, for one to come back.
     """
 
-    connect_s: float = 10.0
+    connect_s: float = 30.0
     block_s: float = 600.0  # 65,536 rows take seconds; reading as many raw pictures, minutes
     idle_s: float = 30.0
 
