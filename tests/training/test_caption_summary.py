@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from tests.training.conftest import TINY_SPEC, draw_pictures
 from tests.training.test_captions import WordEncoder
+from training import assembly
 from training.caption_summary import (
     DIRECTIONS,
     MIN_PER_DIRECTION,
-    OPEN_CAPTIONS,
     CaptionSummary,
     fit_caption_summary,
     load_caption_summary,
@@ -136,8 +136,11 @@ def test_counts_that_do_not_go_with_the_captions_are_refused(counts: Tensor) -> 
 
 
 @pytest.mark.slow
-def test_run_of_many_different_captions_holds_a_summary_and_guards_it(tmp_path: Path) -> None:
-    folder = draw_pictures(tmp_path / "pictures", OPEN_CAPTIONS + 20)
+def test_run_of_many_different_captions_holds_a_summary_and_guards_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "OPEN_CAPTIONS", 40)
+    folder = draw_pictures(tmp_path / "pictures")
     metadata = folder / "metadata.jsonl"
     lines = metadata.read_text().splitlines()
     told = [line.replace('"}', f' {i}"}}') for i, line in enumerate(lines)]
