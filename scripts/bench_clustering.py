@@ -122,7 +122,7 @@ def on_workers(path: Path, passes: int) -> dict[str, Any]:
         n_workers=2,
         threads_per_worker=1,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,  # workers complain of a scheduler that ends before them
     ) as cluster:
         return apart(path, passes, cluster.scheduler_address)

@@ -35,7 +35,7 @@ def cluster() -> Iterator[Any]:
         processes=False,
         protocol="tcp://",
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
     ) as started:
         yield started
 
