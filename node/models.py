@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from node.config import Config
 from node.errors import ErrorCode, NodeError
 from node.home import Home
 from p2p.errors import StorageError
@@ -111,7 +112,7 @@ def draw_with(
     prompt: str,
     said: Mapping[str, Any],
     *,
-    threads: int,
+    config: Config,
     on_step: Callable[[int, int], None],
 ) -> DrawnPictures:
     """Draw in this process.
@@ -120,7 +121,7 @@ def draw_with(
         kept: the model.
         prompt: what to draw.
         said: n, seed, and routing, steps, guidance, each None for the model's own.
-        threads: of torch.
+        config: its threads and its folder of pretrained parts are used.
         on_step: told of progress.
 
     Raises:
@@ -139,11 +140,11 @@ def draw_with(
             "--routing top-1, top-2 or full",
         )
     started = time.monotonic()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(config.threads)
     pngs: list[bytes] = []
     shares: Mapping[int, float] = {}
     with explained():
-        ensemble, usual = open_model(kept.folder)
+        ensemble, usual = open_model(kept.folder, config.models_folder)
         options = _options(usual, said)
         request = SampleRequest(prompt, said["n"], said["seed"], options)
         for event in ensemble.generate(request):
@@ -201,7 +202,7 @@ def folder_name(text: str) -> str:
 @contextmanager
 def explained() -> Iterator[None]:
     """What goes wrong below, as a sentence for a person."""
-    from training.errors import TrainingError  # noqa: PLC0415
+    from training.errors import ModelMissingError, TrainingError  # noqa: PLC0415
     from training.paris_layout import LayoutError  # noqa: PLC0415
 
     try:
@@ -213,7 +214,9 @@ def explained() -> Iterator[None]:
             "see the layout: paris-node models import --help",
         ) from error
     except TrainingError as error:
-        raise NodeError(ErrorCode.FAILED, f"{error}.", "") from error
+        is_missing = isinstance(error, ModelMissingError)
+        code = ErrorCode.NOT_FOUND if is_missing else ErrorCode.FAILED
+        raise NodeError(code, f"{error}.", "") from error
     except (OSError, StorageError) as error:
         raise NodeError(
             ErrorCode.RESOURCE, f"The files cannot be written or read: {error}.", "free some disk"

@@ -120,7 +120,7 @@ def _measured(
     from training.gauss_calibration import measure_gauss, save_gauss  # noqa: PLC0415
     from training.run import load_run  # noqa: PLC0415
 
-    run = load_run(place.shared(blobs))
+    run = load_run(place.shared(blobs), place.models)
     if len(place.data(blobs)) >= _FEWEST_CLUSTERS or order.data:
         rows, source = _gathered(place, blobs, run, order.data), "data"
     else:

@@ -60,7 +60,8 @@ def open_model(folder: Path, models: Path | None = None) -> tuple[Ensemble, Samp
         place = folder / ROUTER_FOLDER
         has_router = (place / ROUTER_FILE).exists()
         routers = {read_router_info(place).kind: place} if has_router else {}
-        return Ensemble.load(folder / RUN_FOLDER, experts, here, routers), EXPORT_OPTIONS
+        ensemble = Ensemble.load(folder / RUN_FOLDER, experts, here, routers, models=models)
+        return ensemble, EXPORT_OPTIONS
     layout = read_layout(folder, ignores_unknown=bool(record.ignored))
     return open_published(layout, models), PUBLISHED_OPTIONS
 

@@ -245,7 +245,7 @@ def draw(options: Options, name: str, prompt: str, output: Path | None, **said: 
     kept = find_model(config.paths, name)
     paths = plan_pictures(output, prompt, said["n"])
     with Progress("denoise", unit="steps", options=options) as progress:
-        drawn = draw_with(kept, prompt, said, threads=config.threads, on_step=progress.update)
+        drawn = draw_with(kept, prompt, said, config=config, on_step=progress.update)
     for path, png in zip(paths, drawn.pngs, strict=True):
         write_whole(path, png)
     if options.json:

@@ -14,9 +14,12 @@ from training.checkpoint import read_published
 from training.clusters import Cluster
 from training.ensemble import Ensemble
 from training.errors import CheckpointError, ConfigError, DataError, ModelMissingError
+from training.export import ExpertSource, ExportSource, export_model
 from training.folders import load_folder
 from training.hub import part_digest
+from training.imported import import_model
 from training.loop import SavedCheckpoint, train
+from training.open_model import open_model
 from training.plan import SampleOptions
 from training.prepare import PreparedRun, PrepareOptions, prepare_run
 from training.run import RUN_FILE, Run, load_run
@@ -70,6 +73,13 @@ def test_run_is_trained_and_drawn_from(made: PreparedRun, opened: Run, models: P
     drawn = ensemble.generate_batch(["a disc", "two bars"], options=SampleOptions(steps=2))
     assert drawn.pictures.shape == (2, 1, SIDE, SIDE)
     assert float(drawn.pictures.float().std()) > 0
+    sources = {k: ExpertSource(folder) for k, folder in experts.items()}
+    export_model(made.root / "export", ExportSource(made.shared, sources))
+    import_model(made.root / "export", made.root / "kept")
+    again, _ = open_model(made.root / "kept", models)
+    options = SampleOptions(steps=2)
+    assert torch.equal(again.generate_batch(["a disc", "two bars"], options=options).pictures,
+                       drawn.pictures)  # fmt: skip
 
 
 def test_shared_folder_holds_nothing_of_pretrained_parts(made: PreparedRun, opened: Run) -> None:

@@ -248,7 +248,7 @@ def test_published_model_without_its_parts_says_what_is_missing(
     kept = answer_of(run("models", "import", "paris", "--json"))
     assert (kept["kind"], kept["vae"]) == ("published", "stabilityai/sd-vae-ft-mse")
     exit_code, error = refusal_of(run("models", "draw", "paris", "a cat", "--json"))
-    assert exit_code == ErrorCode.FAILED.exit_code
+    assert exit_code == ErrorCode.NOT_FOUND.exit_code
     assert "codec sd-vae-ft-mse is not on this machine" in error["message"]
 
 
