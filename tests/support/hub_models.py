@@ -228,12 +228,18 @@ def _write(folder: Path, config: Mapping[str, Any], stem: str, tensors: dict[str
 
 
 def _write_tokenizer(path: Path) -> int:
-    """CLIP's kind of tokenizer, trained on a few words; returns the size of its vocabulary."""
+    """CLIP's kind of tokenizer for a few words; returns the size of its vocabulary.
+
+    Written down, not trained: the library's trainer numbers equally frequent pieces at random.
+    """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-    from tokenizers.trainers import BpeTrainer
 
     first, last = "<|startoftext|>", "<|endoftext|>"
-    tokenizer: Any = Tokenizer(models.BPE(unk_token=last, end_of_word_suffix="</w>"))
+    vocabulary, merges = _pieces((first, last))
+    tokenizer: Any = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token=last, end_of_word_suffix="</w>")
+    )
+    tokenizer.add_special_tokens([first, last])
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -243,13 +249,6 @@ def _write_tokenizer(path: Path) -> int:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    trainer = BpeTrainer(
-        vocab_size=80,
-        special_tokens=[first, last],
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(WORDS, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(
         (last, tokenizer.token_to_id(last)),
         (first, tokenizer.token_to_id(first)),
@@ -259,3 +258,21 @@ def _write_tokenizer(path: Path) -> int:
     tokenizer.save(str(path))
     size: int = tokenizer.get_vocab_size()
     return size
+
+
+def _pieces(marks: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Letters, letters that end a word, and each word of `WORDS` grown letter by letter."""
+    words = sorted({word for line in WORDS for word in line.lower().split()})
+    letters = sorted(set("".join(words)))
+    pieces = [*marks, *letters, *(f"{letter}</w>" for letter in letters)]
+    merges = []
+    for word in words:
+        rest = [*word[:-1], f"{word[-1]}</w>"]
+        left = rest[0]
+        for right in rest[1:]:
+            merges.append((left, right))
+            left += right
+            pieces.append(left)
+    return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}, list(
+        dict.fromkeys(merges)
+    )
