@@ -22,6 +22,7 @@ from p2p.limits import CHUNK_SIZE
 from p2p.records import ClaimPolicy, RunManifest
 
 if TYPE_CHECKING:
+    from training.cluster_report import ClusterReport
     from training.data import SkipReport
     from training.prepare import PreparedRun
 
@@ -41,6 +42,7 @@ class CreatedRun:
     image_channels: int
     skipped: "SkipReport"
     """Entries of the source that were left out."""
+    report: "ClusterReport"
 
 
 def import_run(prepared: "PreparedRun", blobs: BlobStore, policy: ClaimPolicy) -> CreatedRun:
@@ -66,6 +68,7 @@ def import_run(prepared: "PreparedRun", blobs: BlobStore, policy: ClaimPolicy) -
         image_size=prepared.spec.image_size,
         image_channels=prepared.spec.image_channels,
         skipped=prepared.skipped,
+        report=prepared.report,
     )
 
 

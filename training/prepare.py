@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 import torch
-from torch import Tensor
 
 from training.assembly import Assembly, CaptionColumn, write_clusters, write_shared
+from training.cluster_report import ClusterReport, cluster_report
 from training.codecs import NewCodec, codec_is_fitted, create_codec, open_codec
 from training.config import SCHEMA, RunSpec, TrainConfig, preset
 from training.data import PictureShape, SkipReport, Source
@@ -30,13 +30,14 @@ from training.errors import DataError, DiskError, TrainingError
 from training.features import Extractor, create_extractor, extractor_is_fitted, open_extractor
 from training.files import remove_folder, sweep
 from training.hub import PARTS, Models
+from training.jsonio import canonical_json, from_json, read_json, to_json
 from training.kmeans import HERE, Job, assign, two_stage
 from training.rows import open_spool
 from training.run import ClusterMap, Run, check_parts, load_run
 from training.sources import looks_grey, open_source, own_shape
-from training.spool import Plan, Spool, open_spool_folder
+from training.spool import Plan, Spool, open_spool_folder, write_here
 from training.tensors import pack_tensors, read_header, read_tensors
-from training.text import load_text_encoder
+from training.text import PretrainedText, load_text_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,10 @@ SPOOL: Final = "spool"
 MIN_PICTURES: Final = 2
 """Per cluster: principal components of fewer mean nothing."""
 
+ROWS_PER_CLASS: Final = 10
+"""Captions that occur so often on average are taken for classes in the clusters' report."""
+
+_REPORT_FILE: Final = "clusters.json"
 _CODEC, _EXTRACTOR = "codec", "extractor"
 
 Phase = Literal["sample", "fit", "encode", "cluster", "write"]
@@ -76,6 +81,7 @@ class PreparedRun:
         root: the output folder.
         clusters: all K, by number.
         skipped: entries of the source that were left out, by reason.
+        report: how balanced the clusters are, and whether they mean anything.
         models: the folder of pretrained parts it was made with.
     """
 
@@ -83,6 +89,7 @@ class PreparedRun:
     root: Path
     clusters: tuple[ClusterInfo, ...]
     skipped: SkipReport
+    report: ClusterReport
     models: Path | None = None
 
     @property
@@ -193,16 +200,21 @@ class _Work:
         text = load_text_encoder(self.spec.text, models)
         _ = text.pins  # found now, not after the pictures are encoded
         spool = open_spool_folder(self.out / SPOOL, _plan(self.source, self.spec, models))
-        sizes = _sizes_of_finished(self.out, self.spec)
-        if sizes is None:
+        report_file = spool.folder / _REPORT_FILE
+        if _is_finished(self.out, self.spec):
+            report = from_json(ClusterReport, read_json(report_file), _REPORT_FILE)
+        else:
             codec, extractor = self._encode(spool, models)
-            clusters, owners = self._cluster(spool, extractor)
-            made = Assembly(self.spec, codec, clusters, owners, CaptionColumn.of(spool), text)
+            made, report = self._cluster(spool, codec, extractor, text)
             write_clusters(self.out / "clusters", spool, made, self._report("write"))
+            write_here(report_file, canonical_json(to_json(report)))
             write_shared(self.out / "shared", made)
-            sizes = made.sizes
-        infos = (ClusterInfo(k, n, self.out / "clusters" / str(k)) for k, n in enumerate(sizes))
-        return PreparedRun(self.spec, self.out, tuple(infos), spool.skipped, self.options.models)
+        clusters = (
+            ClusterInfo(k, n, self.out / "clusters" / str(k)) for k, n in enumerate(report.sizes)
+        )
+        return PreparedRun(
+            self.spec, self.out, tuple(clusters), spool.skipped, report, self.options.models
+        )
 
     def _encode(self, spool: Spool, models: Models) -> tuple[NewCodec, Extractor]:
         try:
@@ -242,14 +254,22 @@ class _Work:
         codec = open_codec(spec, stored[0] or self.out, models)
         return codec, open_extractor(spec.extractor, tensors, models)
 
-    def _cluster(self, spool: Spool, extractor: Extractor) -> tuple[ClusterMap, Tensor]:
-        report, job = self._report("cluster"), self.options.job
-        report(0, 1)
+    def _cluster(
+        self, spool: Spool, codec: NewCodec, extractor: Extractor, text: PretrainedText
+    ) -> tuple[Assembly, ClusterReport]:
+        say, job, count = self._report("cluster"), self.options.job, self.spec.clusters
+        say(0, 1)
         rows = open_spool([batch.path for batch in spool.batches() if batch.rows])
-        fine, coarse = two_stage(rows, self.spec.clusters, self.spec.seed, job)
+        fine, coarse = two_stage(rows, count, self.spec.seed, job)
         owners = torch.cat(list(assign(rows, fine, coarse, job)))
-        report(1, 1)
-        return ClusterMap(extractor, fine, coarse), owners
+        captions = CaptionColumn.of(spool)
+        # Captions that recur are classes: how well clusters, found without them, agree is worth
+        # knowing. Captions of one picture each say nothing.
+        recur = len(captions.texts) * ROWS_PER_CLASS <= len(owners)
+        report = cluster_report(rows, owners, count, captions.rows if recur else None, job)
+        say(1, 1)
+        clusters = ClusterMap(extractor, fine, coarse)
+        return Assembly(self.spec, codec, clusters, owners, captions, text), report
 
     def _report(self, phase: Phase) -> Report:
         return lambda done, total: self.on_progress(Progress(phase, done, total))
@@ -314,13 +334,12 @@ def _held(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sizes_of_finished(out: Path, spec: RunSpec) -> tuple[int, ...] | None:
-    """Rows per cluster of a run that was finished here; what another spec left is removed."""
+def _is_finished(out: Path, spec: RunSpec) -> bool:
+    """Whether this run was finished here already; what another spec left is removed."""
     if (out / "shared").exists():
-        facts = load_run(out / "shared").facts
-        if facts.spec == spec:
-            return facts.rows
+        if load_run(out / "shared").spec == spec:
+            return True
         remove_folder(out / "shared")
     if (out / "clusters").exists():
         remove_folder(out / "clusters")
-    return None
+    return False

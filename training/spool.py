@@ -186,7 +186,8 @@ class Spool:
         """Forget all batches and parts: they were made with a part that is lost."""
         for path in self.folder.glob("*.safetensors"):
             path.unlink()
-        self._batches.clear()
+        for known in (self._batches, self._numbers, self.captions):
+            known.clear()
 
     def scan(self) -> None:
         """Register the batches on disk; a damaged one is deleted, to be made again."""

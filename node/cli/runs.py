@@ -132,11 +132,25 @@ def _print_created(created: "CreatedRun", choices: dict[str, Any]) -> None:
             ("name", created.manifest.name),
             ("pictures", f"{created.image_size}x{created.image_size} pixels, {kind}{seen}"),
             ("clusters", f"{created.manifest.clusters}, of {sizes} pictures"),
+            ("apart", _apart(created)),
             ("size", size_text(created.size_bytes)),
             ("skipped", "\n".join(map(str, created.skipped.groups[:5])) or "nothing"),
             ("start it", f"paris-node start --run {created.run}"),
         ]
     )
+
+
+def _apart(created: "CreatedRun") -> str:
+    """What the clusters are like, in words."""
+    report = created.report
+    parts = [
+        f"the largest holds {report.largest_share:.0%}, the smallest {report.smallest_share:.0%}"
+    ]
+    if report.silhouette is not None:
+        parts.append(f"silhouette {report.silhouette:.2f} (1 far apart, 0 touching)")
+    if report.nmi is not None:
+        parts.append(f"agree with the captions by {report.nmi:.2f} (mutual information, 1 is all)")
+    return "\n".join(parts)
 
 
 def _create(config: "Config", data: str, choices: dict[str, Any], options: Options) -> "CreatedRun":
@@ -197,6 +211,8 @@ def _created_json(created: "CreatedRun") -> Json:
         **_run_json(created.run, created.manifest),
         "cluster_sizes": list(created.cluster_sizes),
         "bytes": created.size_bytes,
+        "silhouette": created.report.silhouette,
+        "caption_nmi": created.report.nmi,
         "image_size": created.image_size,
         "image_channels": created.image_channels,
         "skipped": [

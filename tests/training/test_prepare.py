@@ -55,6 +55,20 @@ def test_pictures_of_two_kinds_are_told_apart_without_captions(prepared: Prepare
     assert sum(common[0][1] for common in purest) >= 40
 
 
+def test_clusters_are_reported_beside_captions_that_are_classes(
+    prepared: PreparedRun, tmp_path: Path
+) -> None:
+    report = prepared.report
+    assert report.sizes == tuple(info.n for info in prepared.clusters)
+    assert report.nmi is not None
+    assert report.nmi > 0.4
+    assert report.silhouette is not None
+    folder = draw_pictures(tmp_path / "named", 8)
+    lines = [json.dumps({"file_name": f"{i:03d}.png", "text": f"picture {i}"}) for i in range(8)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    assert prepare_run(folder, tmp_path / "out", TINY_SPEC).report.nmi is None
+
+
 def test_same_source_and_spec_give_the_same_bytes(
     pictures: Path, prepared: PreparedRun, tmp_path: Path
 ) -> None:

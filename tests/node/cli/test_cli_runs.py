@@ -27,6 +27,8 @@ def test_run_of_a_folder_says_what_was_made_and_what_was_left_out(run: Run, tmp_
     text = run(*arguments, "--preset", "fashion-tiny").stdout
     assert answer["run"] in text.splitlines()[0], "the same run again"
     assert "pictures   16x16 pixels, grey, as a sample of them is" in text
+    assert "apart      the largest holds" in text
+    assert f"silhouette {answer['silhouette']:.2f} (1 far apart" in text
     assert "skipped    1 unreadable picture: 003.png (UnidentifiedImageError)" in text
 
 
