@@ -41,7 +41,7 @@ async def test_workers_find_the_parts_in_the_folder_they_are_told(
     }  # fmt: skip
     order: Message = {
         "kind": "train", "data": str(made.clusters[0].folder), "state": str(tmp_path / "state"),
-        "cluster": 0, "start_from": None, **common,
+        "cluster": 0, "start_from": None, "precision": "auto", "gpus": 1, **common,
     }  # fmt: skip
     log = tmp_path / "trainer.log"
     with trio.fail_after(240):
