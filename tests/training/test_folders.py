@@ -175,11 +175,11 @@ def test_links_that_leave_the_folder_and_pipes_are_skipped(tmp_path: Path) -> No
     metadata(folder, *({"file_name": name, "text": name} for name in names))
     found = load_folder(folder, 16, 3)
     assert found.captions == ("real one.png", "inner link.png")
-    assert [(s.name, s.reason) for s in found.skipped] == [
-        ("outer link.png", "leaves the folder"),
-        ("round.png", "unreadable picture"),
-        ("pipe.png", "unreadable picture"),
-        ("out/secret one.png", "leaves the folder"),
+    assert [(s.name, s.reason, s.detail) for s in found.skipped] == [
+        ("outer link.png", "leaves the folder", "a link"),
+        ("round.png", "unreadable picture", "RuntimeError"),
+        ("pipe.png", "unreadable picture", "not a file"),
+        ("out/secret one.png", "leaves the folder", "a link"),
     ]
 
 

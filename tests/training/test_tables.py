@@ -125,6 +125,7 @@ def test_rows_without_picture_or_caption_are_skipped_by_reason(
         "picture too large",
     ]
     assert found.skipped[0].name == "a.parquet group 0 row 1"
+    assert found.skipped[4].detail == "9000 bytes", "measured before it is copied"
 
 
 def test_damaged_page_costs_its_row_group_and_no_more(tmp_path: Path) -> None:

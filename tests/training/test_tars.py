@@ -177,12 +177,13 @@ def pax_member(records: bytes, claimed: int | None = None) -> bytes:
     "hostile",
     [
         pax_member(b"18 size=-99999999\n"),
+        pax_member(b"14 size=-1536\n"),
         pax_member(b"29 size=99999999999999999999\n"),
         pax_member(b"x" * 512, claimed=2**40),
         pax_member(b"12 path=xxx\n") * 3000,
         pax_member(b"0 path=x\n"),
     ],
-    ids=["backwards", "beyond", "huge header", "chain", "rubbish"],
+    ids=["backwards", "round and round", "beyond", "huge header", "chain", "rubbish"],
 )
 def test_hostile_headers_end_the_file_and_nothing_else(tmp_path: Path, hostile: bytes) -> None:
     path, whole = whole_tar(tmp_path)
