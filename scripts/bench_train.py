@@ -26,6 +26,7 @@ from torch.nn import functional
 from bench_machine import machine
 from bench_train_node import ENDLESS_SAMPLES, TrainingNode
 from training.clusters import Cluster
+from training.config import TrainConfig
 from training.loop import SavedCheckpoint, train
 from training.nets import build_net, predict
 from training.prepare import default_spec, prepare_run
@@ -55,9 +56,8 @@ class Stopwatch:
         return Rate(samples / wall, samples / cpu)
 
 
-def hand_written_rate(cluster: Cluster, run: Run, steps: int) -> Rate:
+def hand_written_rate(cluster: Cluster, run: Run, config: TrainConfig, steps: int) -> Rate:
     """The shortest loop that does the same arithmetic."""
-    config = run.spec.train
     torch.set_num_threads(config.threads)
     net = build_net(run.shape, seed=0)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, fused=True)
@@ -84,12 +84,12 @@ def hand_written_rate(cluster: Cluster, run: Run, steps: int) -> Rate:
     return watch.rate(steps * config.batch)
 
 
-def loop_rate(cluster: Cluster, run: Run, saves: int) -> Rate:
+def loop_rate(cluster: Cluster, run: Run, config: TrainConfig, saves: int) -> Rate:
     """`training.loop.train` from its first save to the one `saves` later."""
     first: tuple[int, Stopwatch] | None = None
     left = saves
     with tempfile.TemporaryDirectory() as state:
-        for event in train(cluster, run, run.spec.train, state_dir=Path(state)):
+        for event in train(cluster, run, config, state_dir=Path(state)):
             if not isinstance(event, SavedCheckpoint):
                 continue
             if first is None:
@@ -139,11 +139,11 @@ def main() -> None:
         spec = default_spec("fashion", clusters=1)
         spec = replace(spec, train=replace(spec.train, budget_samples=ENDLESS_SAMPLES))
         made = prepare_run("fashion", Path(folder) / "run", spec)
-        cluster, run = Cluster.load(made.clusters[0].folder), made.load()
+        cluster, run, config = Cluster.load(made.clusters[0].folder), made.load(), spec.train
         steps = options.saves * spec.train.save_samples // spec.train.batch
         rates: dict[str, Callable[[], Rate]] = {
-            "hand-written": lambda: hand_written_rate(cluster, run, steps),
-            "bare loop": lambda: loop_rate(cluster, run, options.saves),
+            "hand-written": lambda: hand_written_rate(cluster, run, config, steps),
+            "bare loop": lambda: loop_rate(cluster, run, config, options.saves),
         }
         if not options.no_node:
             node = TrainingNode(Path(folder), spec.train.save_samples)

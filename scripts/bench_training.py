@@ -91,9 +91,9 @@ class Bench:
         self._measure_routers(runs, summaries, routers)
         checkpoints = {name: item.checkpoint for name, item in trained.items()}
         self._draw(Materials(runs, checkpoints, summaries, routers))
+        draw_figures(self.out, self.results, self.scores, trained)
         self._measure_costs(runs)
         self.results["seconds"] = round(time.monotonic() - self.began)
-        draw_figures(self.out, self.results, self.scores, trained)
         return self.results
 
     @property

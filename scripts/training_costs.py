@@ -13,18 +13,17 @@ from typing import Any
 
 import torch
 
-from bench_train import hand_written_rate
+from bench_train import hand_written_rate, loop_rate, measure
 from training.clusters import Cluster
 from training.experts import load_expert
 from training.flow import EpsilonNet, velocity_from_epsilon
-from training.loop import SavedCheckpoint, train
 from training.mixture import combine
 from training.run import load_run
 from training_arms import ONE_CAPTION
 from training_scores import Drawing, open_ensemble
 
 ROUNDS = 3
-STEPS = 400
+STEPS = 200
 PICTURES = 300
 SIZES = ("S/2", "B/2")
 
@@ -36,24 +35,20 @@ def training_cost(folder: Path, steps: int = STEPS) -> dict[str, float]:
     """
     run, cluster = load_run(folder / "shared"), Cluster.load(folder / "clusters" / "0")
     samples = steps * run.spec.train.batch
-    config = replace(run.spec.train, budget_samples=samples, save_samples=samples)
-    ours, bare = [], []
-    for _ in range(ROUNDS):
-        bare.append(hand_written_rate(cluster, run, steps))
-        with tempfile.TemporaryDirectory() as state:
-            events = train(cluster, run, config, state_dir=Path(state))
-            next(events)  # the first step loads and compiles; it is not counted on either side
-            began, reached = time.perf_counter(), 0
-            for event in events:
-                reached = event.samples
-                if isinstance(event, SavedCheckpoint):
-                    break
-            ours.append((reached - run.spec.train.batch) / (time.perf_counter() - began))
-    return {
-        "loop_samples_per_s": statistics.median(ours),
-        "hand_written_samples_per_s": statistics.median(bare),
-        "ratio": statistics.median(a / b for a, b in zip(ours, bare, strict=True)),
+    config = replace(run.spec.train, budget_samples=2 * samples, save_samples=samples)
+    rows = measure(
+        {
+            "hand_written": lambda: hand_written_rate(cluster, run, config, steps),
+            "loop": lambda: loop_rate(cluster, run, config, saves=1),
+        },
+        ROUNDS,
+    )
+    found = {
+        f"{name}_samples_per_s": statistics.median(row[name].wall for row in rows)
+        for name in rows[0]
     }
+    ratio = statistics.median(row["loop"].wall / row["hand_written"].wall for row in rows)
+    return found | {"ratio": ratio}
 
 
 def drawing_cost(monolith: Drawing) -> dict[str, float]:
