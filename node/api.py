@@ -67,7 +67,7 @@ class NodeApi(Protocol):
         where, peer}.
 
         Events {event: "route", experts, missing: [cluster], dropped: {cluster: share}, starters:
-        {cluster: share}, unaided: [cluster]} (see `training.plan.Route`),
+        {cluster: share}, unaided: [cluster]} (see `training.drawing.plan.Route`),
         {event: "progress", step, steps}, {event: "image", index, png_base64, receipt}, {event:
         "done", seed, strategy, sampler, where, experts: [{cluster, cid, peer, weight}], seconds}.
         """

@@ -56,7 +56,7 @@ class Config:
         capacity: clusters this machine trains at a time.
         threads: CPU threads of each worker process.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        models: folder of pretrained parts (`training.hub`); empty is `models` in the home.
+        models: folder of pretrained parts (`training.parts.hub`); empty is `models` in the home.
         gpus: GPUs that train one cluster together: "auto" is all; a CPU is always one process.
         precision: "auto" (by what the device can do), "fp32" or "bf16".
         join_timeout_s: how long a run that is not known here is looked for, seconds.

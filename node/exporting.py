@@ -25,7 +25,7 @@ from p2p.limits import CHUNK_SIZE
 from p2p.records import CheckpointManifest, RunManifest
 
 if TYPE_CHECKING:
-    from training.export import ExportRecord
+    from training.exchange.export import ExportRecord
 
 FASHION_LICENSE: Final = "MIT (Fashion-MNIST, Zalando SE)"
 """Of the pictures of the built-in run."""
@@ -47,7 +47,7 @@ class ExportOptions:
 def export_run(
     run: RunId, home: Home, blobs: BlobStore, target: Path, options: ExportOptions
 ) -> "ExportRecord":
-    """Write a run's experts as a folder; see `training.export`.
+    """Write a run's experts as a folder; see `training.exchange.export`.
 
     Args:
         run: which.
@@ -59,7 +59,7 @@ def export_run(
     Raises:
         NodeError: the run or an expert is not here or damaged, or `target` is in use.
     """
-    from training.export import ExpertSource, ExportSource, export_model  # noqa: PLC0415
+    from training.exchange.export import ExpertSource, ExportSource, export_model  # noqa: PLC0415
 
     manifest = _manifest(run, blobs)
     chosen = choose_experts(run, manifest, blobs, options.cids)

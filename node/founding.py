@@ -22,10 +22,10 @@ from p2p.blobs import BlobStore
 from p2p.records import ClaimPolicy
 
 if TYPE_CHECKING:
+    from training.clustering.mapping import Mapper
     from training.config import RunSpec
-    from training.data import Source
-    from training.mapping import Mapper
-    from training.prepare import Progress
+    from training.preparation.prepare import Progress
+    from training.sources.data import Source
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def create_run(
     """Make a run, or finish one that an earlier call began.
 
     Args:
-        source: what `training.sources.open_source` takes.
+        source: what `training.sources.detect.open_source` takes.
         blobs: the home's store; all of the run is kept in it.
         data: the home's folder of data; one process at a time works there.
         options: see `RunOptions`.
@@ -97,8 +97,8 @@ def create_run(
         NodeError: if the data can't be used, with the reason.
         StorageError: if the store is full.
     """
-    from training.kmeans import Job  # noqa: PLC0415  loads torch
-    from training.prepare import PrepareOptions, prepare_run  # noqa: PLC0415
+    from training.clustering.kmeans import Job  # noqa: PLC0415  loads torch
+    from training.preparation.prepare import PrepareOptions, prepare_run  # noqa: PLC0415
 
     work = _work_folder(data / FOLDER, source, is_fresh=options.fresh)
     with _said_as_ours(), _mapper(options.dask) as mapper:
@@ -145,27 +145,27 @@ def _said_as_ours() -> Iterator[None]:
 @contextmanager
 def _mapper(dask: str | None) -> "Iterator[Mapper]":
     """Who clusters: this process, or the workers of a Dask cluster."""
-    from training.mapping import LOCAL  # noqa: PLC0415
+    from training.clustering.mapping import LOCAL  # noqa: PLC0415
 
     if dask is None:
         yield LOCAL
         return
-    from training.dask_map import dask_mapper  # noqa: PLC0415
+    from training.clustering.dask_map import dask_mapper  # noqa: PLC0415
 
     with dask_mapper(dask) as mapper:
         yield mapper
 
 
 def _open(source: str, choice: SourceChoice) -> "Source":
-    from training.sources import SourceOptions, open_source  # noqa: PLC0415
-    from training.tables import Columns  # noqa: PLC0415
+    from training.sources.detect import SourceOptions, open_source  # noqa: PLC0415
+    from training.sources.tables import Columns  # noqa: PLC0415
 
     columns = Columns(choice.image_column, choice.caption_column)
     return open_source(source, SourceOptions(choice.split, columns))
 
 
 def _spec(source: "Source", options: RunOptions) -> "RunSpec":
-    from training.prepare import default_spec  # noqa: PLC0415
+    from training.preparation.prepare import default_spec  # noqa: PLC0415
 
     usual = default_spec(source, options.clusters)
     one_for_all = options.objectives[0] if len(options.objectives) == 1 else None

@@ -24,11 +24,11 @@ from p2p.limits import CHUNK_SIZE
 from p2p.records import CheckpointManifest
 
 if TYPE_CHECKING:
-    from training.data import SkipReport
     from training.errors import TrainingError
-    from training.lora import LoraJob, LoraStep
-    from training.lora_files import LoraInfo
-    from training.lora_settings import LoraSettings
+    from training.lora.files import LoraInfo
+    from training.lora.settings import LoraSettings
+    from training.lora.train import LoraJob, LoraStep
+    from training.sources.data import SkipReport
 
 SHORT_ID: Final = 12
 """Characters of an adapter's sha256 that name it for a person."""
@@ -129,7 +129,7 @@ class Shelved:
 def shelved(home: Home) -> Iterator[Shelved | tuple[Path, str]]:
     """The adapters of this home by name; for a broken one its folder and the reason."""
     from training.errors import LoraError  # noqa: PLC0415
-    from training.lora_files import read_info  # noqa: PLC0415
+    from training.lora.files import read_info  # noqa: PLC0415
 
     if not home.loras.is_dir():
         return
@@ -149,7 +149,7 @@ def find_lora(home: Home, wanted: str) -> Shelved:
         NodeError: `NOT_FOUND`, or `VERIFICATION_FAILED` for one that is altered or broken.
     """
     from training.errors import LoraError, TensorFileError  # noqa: PLC0415
-    from training.lora_files import read_lora  # noqa: PLC0415
+    from training.lora.files import read_lora  # noqa: PLC0415
 
     folder = _place_of(home, wanted)
     try:
@@ -186,7 +186,7 @@ def make_ready(
 
     Args:
         base: from `find_base`.
-        data: whatever `training.sources` can open.
+        data: whatever `training.sources.detect` can open.
         settings: how to train.
         folder: of the adapter to be.
         device: "auto" or a torch device name.
@@ -198,11 +198,11 @@ def make_ready(
         TrainingError: whatever does not fit, with the reason.
     """
     from node.workers.trainer import device_of  # noqa: PLC0415
-    from training.encode import encode_source  # noqa: PLC0415
     from training.errors import DataError  # noqa: PLC0415
-    from training.experts import load_expert  # noqa: PLC0415
-    from training.lora import LoraJob  # noqa: PLC0415
-    from training.lora_settings import LoraRows  # noqa: PLC0415
+    from training.experts.loaded import load_expert  # noqa: PLC0415
+    from training.lora.settings import LoraRows  # noqa: PLC0415
+    from training.lora.train import LoraJob  # noqa: PLC0415
+    from training.preparation.encode import encode_source  # noqa: PLC0415
     from training.run import load_run  # noqa: PLC0415
 
     if folder.exists():  # said before the pictures are read
@@ -223,7 +223,7 @@ def train_job(
         TrainingError: diverged, out of memory, or an interrupted training of other settings.
         OSError: the disk refuses.
     """
-    from training.lora import Interrupted, LoraStep, train_lora  # noqa: PLC0415
+    from training.lora.train import Interrupted, LoraStep, train_lora  # noqa: PLC0415
 
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     last: Interrupted | Shelved | None = None

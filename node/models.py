@@ -19,8 +19,8 @@ from node.home import Home
 from p2p.errors import StorageError
 
 if TYPE_CHECKING:
-    from training.imported import ImportRecord
-    from training.plan import SampleOptions
+    from training.drawing.plan import SampleOptions
+    from training.exchange.imported import ImportRecord
 
 _ROUTINGS: Final = {"sticky": "sticky", "top-1": "top1", "top-2": "top2", "full": "all"}
 """Routing as the published model calls it -> the strategy's name here."""
@@ -55,7 +55,7 @@ def import_folder(
     Raises:
         NodeError: the folder does not fit its layout, or the name is in use or none.
     """
-    from training.imported import import_model  # noqa: PLC0415
+    from training.exchange.imported import import_model  # noqa: PLC0415
 
     chosen = folder_name(source.resolve().name) if name is None else name
     target = _models(home) / _checked_name(chosen)
@@ -84,7 +84,7 @@ def find_model(home: Home, name: str) -> KeptModel:
     Raises:
         NodeError: if there is none of that name, or its record is damaged.
     """
-    from training.imported import read_import  # noqa: PLC0415
+    from training.exchange.imported import read_import  # noqa: PLC0415
 
     folder = _models(home) / _checked_name(name)
     if not folder.is_dir():
@@ -129,9 +129,9 @@ def draw_with(
     """
     import torch  # noqa: PLC0415
 
-    from training.imported import PUBLISHED  # noqa: PLC0415
-    from training.open_model import open_model  # noqa: PLC0415
-    from training.plan import Images, SampleRequest, Step  # noqa: PLC0415
+    from training.drawing.plan import Images, SampleRequest, Step  # noqa: PLC0415
+    from training.exchange.imported import PUBLISHED  # noqa: PLC0415
+    from training.exchange.open_model import open_model  # noqa: PLC0415
 
     if said["routing"] == "sticky" and kept.record.kind == PUBLISHED:
         raise NodeError(
@@ -159,7 +159,7 @@ def draw_with(
 
 
 def _options(usual: "SampleOptions", said: Mapping[str, Any]) -> "SampleOptions":
-    from training.mixture import Strategy  # noqa: PLC0415
+    from training.drawing.mixture import Strategy  # noqa: PLC0415
 
     changes = {key: said[key] for key in ("steps", "guidance") if said[key] is not None}
     if said["routing"] is not None:
@@ -203,7 +203,7 @@ def folder_name(text: str) -> str:
 def explained() -> Iterator[None]:
     """What goes wrong below, as a sentence for a person."""
     from training.errors import ModelMissingError, TrainingError  # noqa: PLC0415
-    from training.paris_layout import LayoutError  # noqa: PLC0415
+    from training.exchange.paris_layout import LayoutError  # noqa: PLC0415
 
     try:
         yield

@@ -14,9 +14,9 @@ from node.routers import RouterPlace, routers_folder
 from p2p.blobs import BlobStore
 
 if TYPE_CHECKING:
-    from training.calibration import LabelledLatents
-    from training.gauss_calibration import GaussInfo
-    from training.learned_router import RouterInfo
+    from training.routers.calibration import LabelledLatents
+    from training.routers.gauss_calibration import GaussInfo
+    from training.routers.learned_router import RouterInfo
     from training.run import Run
 
 _FEWEST_CLUSTERS: Final = 2
@@ -72,8 +72,8 @@ def train_here(
         TrainingError: data, experts or saves that cannot be used.
         OSError: the disk refuses.
     """
-    from training.learned_router import save_router  # noqa: PLC0415
-    from training.router_training import (  # noqa: PLC0415
+    from training.routers.learned_router import save_router  # noqa: PLC0415
+    from training.routers.router_training import (  # noqa: PLC0415
         DEFAULT_TRAIN,
         RouterSettings,
         RouterStep,
@@ -117,7 +117,7 @@ def _measured(
     place: RouterPlace, blobs: BlobStore, order: RouterOrder, watcher: Watcher
 ) -> "GaussInfo":
     """Measure gauss on the data in this home, or on the experts' pictures if there are too few."""
-    from training.gauss_calibration import measure_gauss, save_gauss  # noqa: PLC0415
+    from training.routers.gauss_calibration import measure_gauss, save_gauss  # noqa: PLC0415
     from training.run import load_run  # noqa: PLC0415
 
     run = load_run(place.shared(blobs), place.models)
@@ -139,8 +139,8 @@ def _gathered(
         NodeError: if they are of fewer than two clusters.
     """
     from training.clusters import Cluster  # noqa: PLC0415
-    from training.router_data import joined, labelled_pictures  # noqa: PLC0415
-    from training.router_training import labelled  # noqa: PLC0415
+    from training.routers.router_data import joined, labelled_pictures  # noqa: PLC0415
+    from training.routers.router_training import labelled  # noqa: PLC0415
 
     own = [Cluster.load(folder) for folder in place.data(blobs).values()]
     parts = [labelled_pictures(source, run) for source in sources]
@@ -164,8 +164,8 @@ def _drawn(
     Raises:
         NodeError: if there are fewer than two experts, or it was stopped.
     """
-    from training.experts import load_expert  # noqa: PLC0415
-    from training.synthetic import draw_labelled  # noqa: PLC0415
+    from training.experts.loaded import load_expert  # noqa: PLC0415
+    from training.routers.synthetic import draw_labelled  # noqa: PLC0415
 
     experts = {k: load_expert(folder, run) for k, folder in place.experts().items()}
     if len(experts) < _FEWEST_CLUSTERS:

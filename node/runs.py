@@ -22,9 +22,9 @@ from p2p.limits import CHUNK_SIZE
 from p2p.records import ClaimPolicy, RunManifest
 
 if TYPE_CHECKING:
-    from training.cluster_report import ClusterReport
-    from training.data import SkipReport
-    from training.prepare import PreparedRun
+    from training.clustering.cluster_report import ClusterReport
+    from training.preparation.prepare import PreparedRun
+    from training.sources.data import SkipReport
 
 BUILTIN_FOLDER: Final = Path(__file__).parent / "builtin_run"
 MANIFEST_FILE: Final = "manifest.bin"

@@ -53,7 +53,7 @@ class Progress:
     buckets: tuple[float | None, ...] = ()
     """Smoothed loss in each tenth of t; None where no sample fell yet."""
     how: Mapping[str, object] = field(default_factory=dict)
-    """How steps are computed here, and why: `training.execution.Execution` by its fields."""
+    """How steps are computed here, and why: `experts.execution.Execution` by its fields."""
     pid: int | None = None
     note: str = ""
 

@@ -30,14 +30,14 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from bench_machine import machine
-from training.balance import CAPACITY, group
-from training.bundled import fashion_labels, load_fashion, read_idx_images, read_idx_labels
-from training.cluster_report import cluster_report
-from training.dask_map import dask_mapper
-from training.features import PixelPca
+from training.clustering.balance import CAPACITY, group
+from training.clustering.cluster_report import cluster_report
+from training.clustering.dask_map import dask_mapper
+from training.clustering.kmeans import Job, assign, fine_stage, two_stage
+from training.clustering.rows import MemoryRows, open_rows
 from training.files import digest_of
-from training.kmeans import Job, assign, fine_stage, two_stage
-from training.rows import MemoryRows, open_rows
+from training.parts.features import PixelPca
+from training.sources.bundled import fashion_labels, load_fashion, read_idx_images, read_idx_labels
 
 WIDTHS = (32, 1024)
 LIMIT_BYTES = 2 * 2**30

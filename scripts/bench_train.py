@@ -3,7 +3,7 @@
 
 hand-written   the shortest torch program that trains the same net on the same rows: no reports, no
                checkpoints, no resumable randomness
-bare loop      training.loop, alone in this process, with its saves
+bare loop      training.experts.loop, alone in this process, with its saves
 in a node      the trainer process of a running node, which publishes those saves, claims and
                renews, and serves its API meanwhile
 They take turns on one thread; the median of the rounds is printed.  Samples per CPU-second stand
@@ -27,11 +27,11 @@ from bench_machine import machine
 from bench_train_node import ENDLESS_SAMPLES, TrainingNode
 from training.clusters import Cluster
 from training.config import TrainConfig
-from training.loop import SavedCheckpoint, train
-from training.nets import build_net, predict
-from training.prepare import default_spec, prepare_run
+from training.experts.loop import SavedCheckpoint, train
+from training.experts.nets import build_net, predict
+from training.parts.text import UNCONDITIONAL
+from training.preparation.prepare import default_spec, prepare_run
 from training.run import Run
-from training.text import UNCONDITIONAL
 
 WARMUP_STEPS = 100
 
@@ -85,7 +85,7 @@ def hand_written_rate(cluster: Cluster, run: Run, config: TrainConfig, steps: in
 
 
 def loop_rate(cluster: Cluster, run: Run, config: TrainConfig, saves: int) -> Rate:
-    """`training.loop.train` from its first save to the one `saves` later."""
+    """`training.experts.loop.train` from its first save to the one `saves` later."""
     first: tuple[int, Stopwatch] | None = None
     left = saves
     with tempfile.TemporaryDirectory() as state:

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from bench_machine import machine
-from training.batches import Batch
-from training.ema import Ema
-from training.gradients import Gradients, Objective
-from training.memory import sample_bytes
-from training.nets import NetShape, build_net, predict
-from training.text import TEXT_DIMS, TextStates
+from training.experts.batches import Batch
+from training.experts.ema import Ema
+from training.experts.gradients import Gradients, Objective
+from training.experts.memory import sample_bytes
+from training.experts.nets import NetShape, build_net, predict
+from training.parts.text import TEXT_DIMS, TextStates
 
 TEXT = "clip-vit-l14"
 LATENT = (4, 32, 32)

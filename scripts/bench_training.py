@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from bench_machine import machine
 from training.config import TrainConfig
-from training.plan import RouterName
+from training.drawing.plan import RouterName
 from training.run import load_run
 from training_arms import Arm, Trained, make_run, read_split, split_evenly, train_arm
 from training_costs import drawing_cost, exactness, sizes, training_cost

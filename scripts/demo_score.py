@@ -16,9 +16,9 @@ from torch import Tensor
 
 from demo_story import Story
 from local_swarm import LocalNode, cli
-from training.classifier import CLASSES, load_classifier
-from training.evaluate import score_captions
-from training.pictures import caption_grid
+from training.drawing.classifier import CLASSES, load_classifier
+from training.drawing.evaluate import score_captions
+from training.drawing.pictures import caption_grid
 
 JUDGE: Final = Path(__file__).parent / "data" / "classifier" / "classifier.safetensors"
 PER_CAPTION: Final = 100

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from node.runs import BUILTIN_FOLDER, write_builtin_run
 from p2p.records import ClaimPolicy
-from training.prepare import default_spec, prepare_run
+from training.preparation.prepare import default_spec, prepare_run
 
 NAME = "paris-fashion-1"
 CLUSTERS = 4

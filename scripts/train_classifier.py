@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.bundled import read_idx_images, read_idx_labels
-from training.classifier import PictureClassifier, pack_classifier
-from training.evaluate import as_judged, judge
+from training.drawing.classifier import PictureClassifier, pack_classifier
+from training.drawing.evaluate import as_judged, judge
+from training.sources.bundled import read_idx_images, read_idx_labels
 
 HERE = Path(__file__).parent
 BATCH = 128

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from training.bundled import FASHION_CAPTIONS, PixelSource, read_idx_images, read_idx_labels
 from training.clusters import Cluster
 from training.config import RunSpec, TrainConfig
-from training.data import Pictures
-from training.loop import SavedCheckpoint, train
-from training.losses import CURVE_FILE
-from training.prepare import prepare_run
+from training.experts.loop import SavedCheckpoint, train
+from training.experts.losses import CURVE_FILE
+from training.preparation.prepare import prepare_run
 from training.run import load_run
+from training.sources.bundled import FASHION_CAPTIONS, PixelSource, read_idx_images, read_idx_labels
+from training.sources.data import Pictures
 
 ONE_CAPTION = "clothing"
 """The same for every picture: the run is unconditional, and p(k | caption) = n_k / N."""
@@ -85,7 +85,7 @@ class Trained:
 
 
 def train_arm(arm: Arm, root: Path) -> Trained:
-    """Train an arm by `training.loop`, as a node would."""
+    """Train an arm by `training.experts.loop`, as a node would."""
     run = load_run(arm.run / "shared")
     cluster = Cluster.load(arm.run / "clusters" / str(arm.cluster))
     config = replace(

@@ -15,9 +15,9 @@ import torch
 
 from bench_train import hand_written_rate, loop_rate, measure
 from training.clusters import Cluster
-from training.experts import load_expert
+from training.drawing.mixture import combine
+from training.experts.loaded import load_expert
 from training.flow import EpsilonNet, velocity_from_epsilon
-from training.mixture import combine
 from training.run import load_run
 from training_arms import ONE_CAPTION
 from training_scores import Drawing, open_ensemble
@@ -29,7 +29,7 @@ SIZES = ("S/2", "B/2")
 
 
 def training_cost(folder: Path, steps: int = STEPS) -> dict[str, float]:
-    """Samples/s of `training.loop`, saves included, and of a hand-written loop of the same net.
+    """Samples/s of `experts.loop`, saves included, and of a hand-written loop of the same net.
 
     They take turns; medians over the rounds.
     """

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.mixture import Strategy
-from training.plan import RouterName, SampleOptions, Sampler
+from training.drawing.mixture import Strategy
+from training.drawing.plan import RouterName, SampleOptions, Sampler
 from training_arms import FASHION_CAPTIONS, ONE_CAPTION
 from training_scores import Drawing
 

@@ -14,12 +14,12 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from training.bundled import FASHION_CAPTIONS
 from training.clusters import Cluster
-from training.losses import read_curve
-from training.pictures import caption_grid
-from training.plan import RouterName, SamplePlan
-from training.sampler import Routes, denoise
+from training.drawing.pictures import caption_grid
+from training.drawing.plan import RouterName, SamplePlan
+from training.drawing.sampler import Routes, denoise
+from training.experts.losses import read_curve
+from training.sources.bundled import FASHION_CAPTIONS
 from training_arms import ONE_CAPTION, Trained
 from training_drawings import MONOLITH
 from training_scores import FIRST_SEED, Drawing, Score, as_pixels, open_ensemble

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from training.calibration import Calibration, LabelledLatents, calibrate
-from training.checkpoint import read_published
 from training.clusters import Cluster
-from training.experts import load_expert
-from training.learned_router import LEARNED, SYNTHETIC, load_router, save_router
-from training.plan import RouterName
-from training.router import GaussRouter, Router
-from training.router_training import RouterSettings, TrainedRouter, labelled, train_router
+from training.drawing.plan import RouterName
+from training.experts.checkpoint import read_published
+from training.experts.loaded import load_expert
+from training.routers.calibration import Calibration, LabelledLatents, calibrate
+from training.routers.learned_router import LEARNED, SYNTHETIC, load_router, save_router
+from training.routers.router import GaussRouter, Router
+from training.routers.router_training import RouterSettings, TrainedRouter, labelled, train_router
+from training.routers.summary import fit_summary, load_summary, save_summary
+from training.routers.synthetic import all_drawn, draw_labelled
 from training.run import Run, load_run
-from training.summary import fit_summary, load_summary, save_summary
-from training.synthetic import all_drawn, draw_labelled
 from training_arms import Split
 
 TIMED_AT = (1.0, 0.7, 0.3)

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.captions import CaptionPrior
-from training.classifier import FEATURE_SIZE, load_classifier
-from training.codecs import Codec
-from training.ensemble import Ensemble, VelocityNet
-from training.evaluate import frechet_distance, judge, score_captions
-from training.experts import Expert, load_expert
-from training.learned_router import load_router
-from training.plan import CONTRAST_T, RouterName, SampleOptions
-from training.router import GaussRouter, Router
+from training.drawing.classifier import FEATURE_SIZE, load_classifier
+from training.drawing.ensemble import Ensemble, VelocityNet
+from training.drawing.evaluate import frechet_distance, judge, score_captions
+from training.drawing.plan import CONTRAST_T, RouterName, SampleOptions
+from training.experts.loaded import Expert, load_expert
+from training.parts.codecs import Codec
+from training.routers.captions import CaptionPrior
+from training.routers.learned_router import load_router
+from training.routers.router import GaussRouter, Router
+from training.routers.summary import load_summary
 from training.run import Run, load_run
-from training.summary import load_summary
 from training.tensors import TensorSpec, pack_tensors, read_tensors
 from training_arms import Split
 

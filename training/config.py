@@ -196,9 +196,9 @@ class RunSpec:
         name: for people.
         clusters: K, the number of experts.
         preset: name of a `ModelPreset`.
-        codec: name of a latent codec (`training.codecs`).
-        extractor: name of a feature extractor (`training.features`).
-        text: name of a text encoder (`training.text`).
+        codec: name of a latent codec (`training.parts.codecs`).
+        extractor: name of a feature extractor (`training.parts.features`).
+        text: name of a text encoder (`training.parts.text`).
         image_size: pixels a side, after padding or resizing.
         image_channels: 1 grey, 3 colour.
         seed: of the clustering.

@@ -15,24 +15,24 @@ from typing import Final
 
 from torch import Tensor
 
-from training.caption_summary import CaptionSummary, load_caption_summary
-from training.centroids import nearest
-from training.codecs import Codec, check_codec, codec_is_fitted, open_codec
+from training.clustering.centroids import nearest
 from training.config import SCHEMA, RunSpec
 from training.errors import ConfigError, DataError
-from training.features import (
+from training.experts.nets import NetShape
+from training.files import digest_of
+from training.jsonio import added, from_json, parse_json
+from training.parts.codecs import Codec, check_codec, codec_is_fitted, open_codec
+from training.parts.features import (
     Extractor,
     check_extractor,
     open_extractor,
     pixels_read,
     stored_schema,
 )
-from training.files import digest_of
-from training.hub import PARTS, Models, part_digest, pin_names
-from training.jsonio import added, from_json, parse_json
-from training.nets import NetShape
+from training.parts.hub import PARTS, Models, part_digest, pin_names
+from training.parts.text import TEXT_DIMS, TextEncoder, check_text, load_text_encoder
+from training.routers.caption_summary import CaptionSummary, load_caption_summary
 from training.tensors import TensorSpec, read_tensors
-from training.text import TEXT_DIMS, TextEncoder, check_text, load_text_encoder
 
 RUN_FILE: Final = "run.json"
 CODEC_FILE: Final = "codec.safetensors"
@@ -265,7 +265,7 @@ def load_run(shared: Path, models: Path | None = None) -> Run:
 
     Args:
         shared: the folder.
-        models: the user's folder of pretrained parts (`training.hub`).
+        models: the user's folder of pretrained parts (`training.parts.hub`).
 
     Raises:
         DataError: if there is no run, or one this program cannot use.

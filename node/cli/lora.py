@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from node.config import Config
     from node.loras import Base, Shelved
     from p2p.ids import BlobId
-    from training.data import SkipReport
-    from training.lora import LoraJob, LoraStep
-    from training.lora_settings import LoraSettings
+    from training.lora.settings import LoraSettings
+    from training.lora.train import LoraJob, LoraStep
+    from training.sources.data import SkipReport
 
 REPORT_EVERY_S: Final = 0.2
 
@@ -126,7 +126,7 @@ def train(
     with training_errors():
         job, skipped = make_ready(base, data, settings, folder, config.device)
     if restart:
-        from training.lora import discard
+        from training.lora.train import discard
 
         discard(job)
     _tell(options, *_train(options, job, skipped))
@@ -134,7 +134,7 @@ def train(
 
 def _settings(config: "Config", choices: dict[str, Any]) -> "LoraSettings":
     from node.loras import training_errors
-    from training.lora_settings import LoraSettings
+    from training.lora.settings import LoraSettings
 
     choices["licence"] = choices["licence"] or ""
     with training_errors():

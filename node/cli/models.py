@@ -23,7 +23,7 @@ from node.errors import ErrorCode, NodeError
 if TYPE_CHECKING:
     from node.config import Config
     from node.models import KeptModel
-    from training.export import ExportRecord
+    from training.exchange.export import ExportRecord
 
 
 @click.group(

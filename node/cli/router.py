@@ -19,9 +19,9 @@ from node.routers import KINDS, RouterPlace, trained_routers
 
 if TYPE_CHECKING:
     from p2p.blobs import BlobStore
-    from training.calibration import Bucket
-    from training.gauss_calibration import GaussInfo
-    from training.learned_router import RouterInfo
+    from training.routers.calibration import Bucket
+    from training.routers.gauss_calibration import GaussInfo
+    from training.routers.learned_router import RouterInfo
 
     Info = RouterInfo | GaussInfo
 
@@ -227,8 +227,8 @@ def _as_json(info: "Info", folder: Path) -> Json:
 
 
 def _info(folder: Path) -> "Info":
-    from training.gauss_calibration import read_gauss_info
-    from training.learned_router import read_router_info
+    from training.routers.gauss_calibration import read_gauss_info
+    from training.routers.learned_router import read_router_info
 
     return read_gauss_info(folder) if folder.name == "gauss" else read_router_info(folder)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from node.runs import CreatedRun
     from p2p.blobs import BlobStore
     from p2p.records import RunManifest
-    from training.prepare import Progress as Prepared
+    from training.preparation.prepare import Progress as Prepared
 
 
 @click.group(

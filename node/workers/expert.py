@@ -35,7 +35,7 @@ class Easel:
 
     def ensemble(self, order: Mapping[str, Any]) -> Any:  # noqa: ANN401  its module loads torch
         """The ensemble an order asks for, loaded if it is another than the last."""
-        from training.ensemble import Ensemble  # noqa: PLC0415
+        from training.drawing.ensemble import Ensemble  # noqa: PLC0415
 
         experts, summaries, routers = order["experts"], order["summaries"], order["routers"]
         key = (
@@ -65,8 +65,8 @@ def _version(folder: Path) -> str:
 
 def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
     """Carry out one order; see the module's docstring."""
-    from training.mixture import Strategy  # noqa: PLC0415
-    from training.plan import (  # noqa: PLC0415
+    from training.drawing.mixture import Strategy  # noqa: PLC0415
+    from training.drawing.plan import (  # noqa: PLC0415
         Images,
         Route,
         RouterName,

@@ -56,8 +56,8 @@ class Trainer:
     def run(self, order: Mapping[str, Any]) -> None:
         """Train as ordered; on several GPUs this process leads the others."""
         from training.clusters import Cluster  # noqa: PLC0415
-        from training.distributed import lead  # noqa: PLC0415
-        from training.loop import SavedCheckpoint, train  # noqa: PLC0415
+        from training.experts.distributed import lead  # noqa: PLC0415
+        from training.experts.loop import SavedCheckpoint, train  # noqa: PLC0415
         from training.run import load_run  # noqa: PLC0415
 
         run = load_run(Path(order["shared"]), Path(order["models"]))
@@ -106,7 +106,7 @@ class Trainer:
             )
 
     def _summarise(self, cluster: Any, path: Path) -> None:  # noqa: ANN401  its module loads torch
-        from training.summary import fit_summary, save_summary  # noqa: PLC0415
+        from training.routers.summary import fit_summary, save_summary  # noqa: PLC0415
 
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def _job(order: Mapping[str, Any], config: Any) -> Any:  # noqa: ANN401  they lo
     """What to train where, as this machine has it."""
     import torch  # noqa: PLC0415
 
-    from training.distributed import Job, process_count  # noqa: PLC0415
+    from training.experts.distributed import Job, process_count  # noqa: PLC0415
 
     device = device_of(order["device"])
     return Job(

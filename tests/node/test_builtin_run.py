@@ -10,7 +10,7 @@ from node.errors import ErrorCode, NodeError
 from node.runs import BUILTIN_FOLDER, builtin_run_id, install_builtin_run, load_manifest
 from p2p.blobs import BlobStore
 from training.clusters import Cluster
-from training.prepare import prepare_run
+from training.preparation.prepare import prepare_run
 from training.run import load_run
 
 LATENT_TOLERANCE = 2e-2

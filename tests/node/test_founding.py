@@ -12,9 +12,9 @@ from node.founding import FOLDER, KEPT, KEPT_DAYS, RunOptions, SourceChoice, cre
 from node.runs import CreatedRun
 from p2p.blobs import BlobStore
 from tests.training.conftest import draw_pictures
-from training import encode
-from training.prepare import Progress
-from training.sources import open_source
+from training.preparation import encode
+from training.preparation.prepare import Progress
+from training.sources.detect import open_source
 
 TINY = RunOptions(clusters=2, preset="fashion-tiny", image_size=16, name="tiny")
 

@@ -11,7 +11,7 @@ from p2p.blobs import BlobStore
 from p2p.records import ClaimPolicy
 from tests.training.conftest import TINY_SPEC, draw_pictures
 from training.clusters import Cluster
-from training.prepare import PreparedRun, prepare_run
+from training.preparation.prepare import PreparedRun, prepare_run
 from training.run import load_run
 
 

@@ -12,10 +12,10 @@ from p2p.ids import BlobId, ClusterId, RunId
 from p2p.records import CheckpointManifest, ClaimPolicy
 from tests.support.people import alice
 from tests.training.conftest import TINY_SPEC, draw_pictures
-from training.checkpoint import published_folder
 from training.clusters import Cluster
-from training.loop import train
-from training.prepare import prepare_run
+from training.experts.checkpoint import published_folder
+from training.experts.loop import train
+from training.preparation.prepare import prepare_run
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.checkpoint import SCHEDULES, ExpertInfo, published_files
 from training.clusters import Cluster
-from training.export import ExpertSource, ExportSource
+from training.exchange.export import ExpertSource, ExportSource
+from training.experts.checkpoint import SCHEDULES, ExpertInfo, published_files
+from training.experts.nets import build_net
 from training.files import write_folder
-from training.learned_router import LearnedRouter, RouterInfo, save_router
-from training.nets import build_net
-from training.prepare import PreparedRun
-from training.router_net import RouterShape, build_router_net
+from training.preparation.prepare import PreparedRun
+from training.routers.learned_router import LearnedRouter, RouterInfo, save_router
+from training.routers.router_net import RouterShape, build_router_net
+from training.routers.summary import fit_summary, save_summary
 from training.run import Run
-from training.summary import fit_summary, save_summary
 
 
 def random_weights(run: Run, seed: int) -> dict[str, Tensor]:

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.hub import ModelPart
-from training.libraries import autoencoder_class, clip_text_classes, dinov2_classes
+from training.parts.hub import ModelPart
+from training.parts.libraries import autoencoder_class, clip_text_classes, dinov2_classes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WORDS = ("a disc", "two bars", "a red boat", "boats")

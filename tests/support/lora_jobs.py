@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import lora_trainer
-from training.checkpoint import published_folder
 from training.clusters import Cluster
 from training.config import OBJECTIVES
-from training.experts import Expert, load_expert
-from training.folders import load_folder
-from training.loop import train
-from training.lora import (
+from training.experts.checkpoint import published_folder
+from training.experts.loaded import Expert, load_expert
+from training.experts.loop import train
+from training.lora import trainer as lora_trainer
+from training.lora.settings import LoraRows, LoraSettings
+from training.lora.train import (
     LoraEvent,
     LoraJob,
     train_lora,
 )
-from training.lora_settings import LoraRows, LoraSettings
 from training.run import Run
+from training.sources.folders import load_folder
 
 SETTINGS = LoraSettings(
     rank=2, samples=48, batch=4, save_samples=16, learning_rate=1e-2, caption_drop=0.2

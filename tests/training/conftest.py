@@ -13,7 +13,7 @@ from tests.support.hub_models import write_models
 from tests.support.no_network import network_forbidden
 from training.clusters import Cluster
 from training.config import RunSpec, TrainConfig
-from training.prepare import PreparedRun, prepare_run
+from training.preparation.prepare import PreparedRun, prepare_run
 from training.run import Run
 
 SIDE = 16

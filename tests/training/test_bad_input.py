@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from tests.training.conftest import TINY_SPEC, draw_pictures
-from tests.training.kill_prepare import contents
-from training import encode
+from tests.training.preparation.kill_prepare import contents
 from training.clusters import Cluster, ClusterWriter, shard_name
 from training.config import RunSpec
-from training.data import Pictures
-from training.encode import Encoder, encode_batch
 from training.errors import DiskError, TrainingError
-from training.prepare import PreparedRun, Progress, prepare_run
+from training.preparation import encode
+from training.preparation.encode import Encoder, encode_batch
+from training.preparation.prepare import PreparedRun, Progress, prepare_run
 from training.run import Run
+from training.sources.data import Pictures
 
 
 def empty(folder: Path) -> None:

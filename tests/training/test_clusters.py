@@ -11,7 +11,7 @@ from torch import Tensor
 from training import clusters
 from training.clusters import INDEX, Cluster, ClusterWriter, rows_per_shard, shard_name
 from training.errors import DataError, TensorFileError
-from training.prepare import PreparedRun
+from training.preparation.prepare import PreparedRun
 from training.tensors import pack_tensors
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from training.config import PRESETS, RunSpec, TrainConfig, preset, run_spec_from_json
 from training.errors import ConfigError
+from training.experts.nets import NetShape
 from training.jsonio import MAX_JSON_BYTES, canonical_json, parse_json, to_json
-from training.nets import NetShape
 
 SPEC = RunSpec("shoes", clusters=4)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.ema import Ema, decay_at
+from training.experts.ema import Ema, decay_at
 from training.flow import interpolate, velocity_from_epsilon, velocity_target, vp_interpolate
 
 SIGMA = 0.7

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from tests.training.conftest import TINY_SPEC
-from training.checkpoint import read_published
 from training.clusters import Cluster
-from training.ensemble import Ensemble
+from training.drawing.ensemble import Ensemble
+from training.drawing.mixture import Strategy, combine
+from training.drawing.plan import SampleOptions
 from training.errors import CheckpointError
+from training.experts.checkpoint import read_published
+from training.experts.loop import SavedCheckpoint, StepReport, train
 from training.flow import velocity_from_epsilon
-from training.loop import SavedCheckpoint, StepReport, train
-from training.mixture import Strategy, combine
-from training.plan import SampleOptions
-from training.prepare import PreparedRun, prepare_run
+from training.preparation.prepare import PreparedRun, prepare_run
 
 OBJECTIVES = ("fm", "ddpm-eps", "fm", "ddpm-eps")
 SHORT = replace(TINY_SPEC.train, budget_samples=8, save_samples=8)

@@ -22,11 +22,11 @@ from p2p.blobs import BlobStore
 from tests.support.cli_run import Run, answer_of, refusal_of
 from tests.support.expert_home import ExpertHome, make_expert_home
 from tests.support.fake_node import CID, FakeNode, served
-from training.experts import load_expert
-from training.lora import with_lora
-from training.lora_files import LORA_FILES, read_lora
-from training.lora_modules import TARGETS
-from training.lora_settings import LoraSettings
+from training.experts.loaded import load_expert
+from training.lora.files import LORA_FILES, read_lora
+from training.lora.modules import TARGETS
+from training.lora.settings import LoraSettings
+from training.lora.train import with_lora
 
 pytestmark = pytest.mark.slow
 

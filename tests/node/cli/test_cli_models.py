@@ -25,11 +25,11 @@ from tests.support.exports import export_source, without_text
 from tests.support.paris_folder import change_json, write_paris
 from tests.support.people import alice
 from tests.training.conftest import TINY_SPEC, draw_pictures
-from training.ensemble import Ensemble
-from training.export import ExportSource, export_model
-from training.pictures import encode_png
-from training.plan import SampleOptions
-from training.prepare import PreparedRun, prepare_run
+from training.drawing.ensemble import Ensemble
+from training.drawing.pictures import encode_png
+from training.drawing.plan import SampleOptions
+from training.exchange.export import ExportSource, export_model
+from training.preparation.prepare import PreparedRun, prepare_run
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from p2p.blobs import BlobStore
 from p2p.records import ClaimPolicy
 from tests.support.cli_run import Run, answer_of, refusal_of
 from tests.training.conftest import TINY_SPEC, draw_pictures
-from training.checkpoint import ExpertInfo, published_files
 from training.config import SCHEMA
+from training.experts.checkpoint import ExpertInfo, published_files
+from training.experts.nets import build_net
 from training.files import write_folder
-from training.nets import build_net
-from training.prepare import PreparedRun, prepare_run
+from training.preparation.prepare import PreparedRun, prepare_run
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,16 @@ from collections.abc import Iterator
 import pytest
 
 from node.workers.expert import Easel, draw
-from training.mixture import Strategy
-from training.plan import Images, Route, RouterName, SampleEvent, Sampler, SampleRequest, Step
+from training.drawing.mixture import Strategy
+from training.drawing.plan import (
+    Images,
+    Route,
+    RouterName,
+    SampleEvent,
+    Sampler,
+    SampleRequest,
+    Step,
+)
 
 ORDER = {
     "kind": "draw",

@@ -15,7 +15,7 @@ from node.supervise import open_worker
 from node.workers.link import Message
 from tests.support.hub_models import write_models
 from tests.training.conftest import TINY_SPEC, draw_pictures
-from training.prepare import PrepareOptions, prepare_run
+from training.preparation.prepare import PrepareOptions, prepare_run
 
 SPEC = replace(
     TINY_SPEC,

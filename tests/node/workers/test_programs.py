@@ -16,7 +16,7 @@ from node.supervise import Worker, WorkerDiedError, open_worker
 from node.workers.link import Message
 from node.workers.trainer import Trainer
 from tests.training.conftest import TINY_SPEC, TINY_TRAIN, draw_pictures
-from training.prepare import PreparedRun, prepare_run
+from training.preparation.prepare import PreparedRun, prepare_run
 
 SAVE, BATCH = 40, TINY_TRAIN.batch
 

@@ -1,0 +1,1 @@
+"""Pictures from experts: strategies, samplers, the ensemble, and measures of what it drew."""

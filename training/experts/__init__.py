@@ -1,0 +1,1 @@
+"""Training of one expert: nets, batches, precision, memory, checkpoints."""

@@ -1,0 +1,1 @@
+"""Pictures and captions to numbers: codecs, extractors, text encoders, and their weights."""

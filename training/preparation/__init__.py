@@ -1,0 +1,1 @@
+"""From pictures to a run's folders, streaming and resumable."""
