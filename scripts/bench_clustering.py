@@ -36,7 +36,7 @@ from training.clustering.dask_map import dask_mapper
 from training.clustering.kmeans import Job, assign, fine_stage, two_stage
 from training.clustering.rows import MemoryRows, open_rows
 from training.files import digest_of
-from training.parts.features import PixelPca
+from training.parts.pixel_pca import PixelPca
 from training.sources.bundled import fashion_labels, load_fashion, read_idx_images, read_idx_labels
 
 WIDTHS = (32, 1024)

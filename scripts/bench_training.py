@@ -50,7 +50,7 @@ class Scale:
 
     samples: int = 120_000
     text_samples: int = 96_000
-    pictures: int = 5_000
+    pictures: int = 3_000
     text_pictures: int = 1_000
     router_samples: int = 48_000
     router_drawn: int = 4_000
@@ -93,7 +93,6 @@ class Bench:
         self._draw(Materials(runs, checkpoints, summaries, routers))
         draw_figures(self.out, self.results, self.scores, trained)
         self._measure_costs(runs)
-        self.results["seconds"] = round(time.monotonic() - self.began)
         return self.results
 
     @property
@@ -105,7 +104,10 @@ class Bench:
         return self._work / "reference.safetensors"
 
     def _say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self.began:6.0f} s] {text}", flush=True)
+        """Say what is done, and keep the results so far."""
+        self.results["seconds"] = round(time.monotonic() - self.began)
+        print(f"[{self.results['seconds']:6} s] {text}", flush=True)
+        (self.out / "results.json").write_text(json.dumps(self.results, indent=1) + "\n")
 
     def _each(self, function: Callable[..., T], jobs: Iterable[tuple[Any, ...]]) -> list[T]:
         """`function` of each job, as many at a time as the pool has processes; in order."""
@@ -269,7 +271,6 @@ def main() -> int:
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         bench = Bench(scale, options.data, options.out, pool)
         results = bench.play()
-    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     table = report(results)
     (options.out / "table.txt").write_text(table)
     print(table)

@@ -51,20 +51,21 @@ def train(folder: Path, epochs: int) -> PictureClassifier:
     generator = torch.Generator().manual_seed(0)
     pictures, labels = read_split(folder, "train")
     test_pictures, test_labels = read_split(folder, "t10k")
-    net = PictureClassifier().to(memory_format=torch.channels_last)
+    net = PictureClassifier()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = epochs * (len(labels) // BATCH)
     optimizer = torch.optim.AdamW(net.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, steps)
     started = time.monotonic()
     for epoch in range(epochs):
         net.train()
-        for rows in torch.randperm(len(labels), generator=generator).split(BATCH):
+        for rows in torch.split(torch.randperm(len(labels), generator=generator), BATCH):
             if len(rows) < BATCH:
                 continue
             batch = augment(as_judged(pictures[rows]), generator)
             loss = functional.cross_entropy(net(batch), labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         score = accuracy(net, test_pictures, test_labels)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from training.drawing.mixture import Strategy
 from training.drawing.plan import RouterName, SampleOptions, Sampler
-from training_arms import FASHION_CAPTIONS, ONE_CAPTION
+from training.sources.bundled import FASHION_CAPTIONS
+from training_arms import ONE_CAPTION
 from training_scores import Drawing
 
 STEPS = 10

@@ -94,6 +94,10 @@ class _Watched:
     def is_static(self) -> bool:
         return self._routes.is_static
 
+    @property
+    def freeze_below(self) -> float:
+        return self._routes.freeze_below
+
     def probabilities(self, x_t: Tensor, t: float) -> Tensor:
         found = self._routes.probabilities(x_t, t)
         self.seen.append((t, found))

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.drawing.answers import VelocityNet
 from training.drawing.classifier import FEATURE_SIZE, load_classifier
-from training.drawing.ensemble import Ensemble, VelocityNet
+from training.drawing.ensemble import Ensemble
 from training.drawing.evaluate import frechet_distance, judge, score_captions
 from training.drawing.plan import CONTRAST_T, RouterName, SampleOptions
 from training.experts.loaded import Expert, load_expert

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.local_swarm import LocalNode, cli, wait_for
+from scripts.local_swarm import LocalNode, SwarmError, cli, wait_for
 from tests.integration.conftest import BUDGET, SAVE_EVERY
 
 pytestmark = pytest.mark.slow
@@ -100,6 +100,31 @@ def test_a_swarm_claims_trains_survives_a_kill_and_draws(
     shown = cli("experts", "show", found[0]["cid"], home=three.home)
     assert shown["local"] is True
     assert one.status()["peers"] >= 1
+    _draws_by_a_router_of_its_own(three, tmp_path)
+
+
+def _draws_by_a_router_of_its_own(node: LocalNode, tmp_path: Path) -> None:
+    """Every router with a strategy that goes by it; the trained one from pulled experts alone."""
+
+    def draw(strategy: str, router: str) -> dict[str, Any]:
+        return cli(
+            *("generate", "a tall bar", "--seed", "3", "--where", "local"),
+            *("--strategy", strategy, "--router", router),
+            *("-o", str(tmp_path / f"{strategy}-{router}.png")),
+            home=node.home,
+        )
+
+    with pytest.raises(SwarmError, match="router train --kind synthetic"):
+        draw("relay", "synthetic")
+    size = ("--pictures", "100", "--samples", "256")
+    trained = cli("router", "train", "--kind", "synthetic", *size, home=node.home)
+    assert trained["clusters"] == [0, 1]
+    for strategy in ("relay", "contrast", "top2"):
+        for router in ("gauss", "synthetic"):
+            drawn = draw(strategy, router)
+            assert drawn["strategy"] == f"{strategy}@{router}"
+            weights = [expert["weight"] for expert in drawn["experts"]]
+            assert sum(weights) == pytest.approx(1.0)
 
 
 def test_a_stopped_node_leaves_no_process_and_resumes_where_it_was(

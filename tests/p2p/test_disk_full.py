@@ -4,7 +4,6 @@ Needs the right to mount; skipped with that reason where there is none.
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from p2p.blobs import BlobStore
 from p2p.errors import QuotaError, StorageError
 from p2p.limits import CHUNK_SIZE
 from tests.support.blob_providers import all_there, honest, random_blobs, run_pull
+from tests.support.small_disk import fill, small_disk
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,32 +28,8 @@ DISK = 8 * CHUNK_SIZE
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 8 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "paris-test", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if mounted.returncode:
-        pytest.skip(f"no right to mount a tmpfs: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", DISK) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def _fill(folder: Path, *, leave: int = 0) -> Path:
-    """Fill the disk but for about `leave` bytes; return the file to remove."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-        file.truncate(max(0, file.tell() - leave))
-    return filler
 
 
 def _open(disk: Path) -> BlobStore:
@@ -68,7 +44,7 @@ def _assert_sound(store: BlobStore) -> None:
 
 def test_full_disk_is_refused_at_the_start_with_the_numbers(disk: Path) -> None:
     store = _open(disk)
-    _fill(disk)
+    fill(disk)
     with pytest.raises(QuotaError, match=r"0\.0 MB are free"):
         store.put(b"x" * 5000)
     with pytest.raises(QuotaError), store.reserve(5000):
@@ -81,7 +57,7 @@ def test_disk_that_fills_behind_the_reservation_leaves_no_part_of_a_blob(
 ) -> None:
     store = _open(disk)
     with store.reserve(3 * CHUNK_SIZE):
-        filler = _fill(disk, leave=CHUNK_SIZE // 2)
+        filler = fill(disk, leave=CHUNK_SIZE // 2)
         data = os.urandom(CHUNK_SIZE)
         with pytest.raises(QuotaError):
             store.put(data)
@@ -97,7 +73,7 @@ def test_file_that_does_not_fit_any_more_leaves_only_whole_chunks(
     source = tmp_path / "weights"
     source.write_bytes(os.urandom(5 * CHUNK_SIZE))
     store = _open(disk)
-    filler = _fill(disk, leave=2 * CHUNK_SIZE + 4096)
+    filler = fill(disk, leave=2 * CHUNK_SIZE + 4096)
     real = os.statvfs(tmp_path)  # what the disk said before somebody else filled it
     monkeypatch.setattr(os, "statvfs", lambda _path: real)
     with pytest.raises(QuotaError, match="the disk is full"):
@@ -126,7 +102,7 @@ def test_full_disk_in_a_phase_is_an_error_and_ends_with_it(
     store = _open(disk)
     store.put(b"root")
     store.add_files({"weights": disk.parent / "weights"})
-    filler = _fill(disk)
+    filler = fill(disk)
     with pytest.raises(StorageError):
         phase(store, disk)
     _assert_sound(store)
@@ -141,7 +117,7 @@ def test_pull_onto_a_full_disk_says_so_and_resumes_when_there_is_room(
 ) -> None:
     wanted = random_blobs(tmp_path / "source", 4, size=CHUNK_SIZE)
     store = _open(disk)
-    filler = _fill(disk, leave=2 * CHUNK_SIZE + 8192)
+    filler = fill(disk, leave=2 * CHUNK_SIZE + 8192)
     with pytest.raises(QuotaError, match="the disk is full"):
         run_pull({"a": honest(tmp_path / "source")}, wanted, store.root)
     _assert_sound(store)
@@ -157,14 +133,14 @@ def test_store_opens_on_a_full_disk_also_after_a_reboot(disk: Path) -> None:
     store = _open(disk)
     blob = store.put(b"here")
     (store.root / "boot").write_text("an earlier boot")
-    _fill(disk)
+    fill(disk)
     assert _open(disk).get(blob) == b"here"
 
 
 def test_garbage_can_be_collected_on_a_full_disk(disk: Path) -> None:
     store = _open(disk)
     store.put(os.urandom(CHUNK_SIZE))
-    filler = _fill(disk)
+    filler = fill(disk)
     assert store.collect_garbage(min_age_s=-1).blobs == 1
     store.put(os.urandom(CHUNK_SIZE))
     filler.unlink()

@@ -5,7 +5,6 @@ And nothing half-written stays behind: the mended call works in the same place.
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.small_disk import fill, small_disk
 from tests.training.conftest import TINY_SPEC, draw_pictures
 from tests.training.preparation.kill_prepare import contents
 from training.clusters import Cluster, ClusterWriter, shard_name
@@ -192,32 +192,8 @@ DISK = 4 * 2**20
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "paris-test", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if mounted.returncode:
-        pytest.skip(f"no right to mount a tmpfs: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", DISK) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def filled(folder: Path, leave: int) -> Path:
-    """Fill the disk but for about `leave` bytes; return the file to remove."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-        file.truncate(max(0, file.tell() - leave))
-    return filler
 
 
 @pytest.mark.slow
@@ -231,7 +207,7 @@ def test_full_disk_says_so_and_the_same_call_goes_on_when_there_is_room(
     spec: RunSpec = TINY_SPEC
     expected = contents(prepare_run(pictures, tmp_path / "whole", spec).root)
     out = disk / "out"
-    filler = filled(disk, leave)
+    filler = fill(disk, leave=leave)
     with pytest.raises(DiskError, match=r"out.*: No space left on device; free some space"):
         prepare_run(pictures, out, spec)
     assert not list(out.rglob(".tmp-*"))

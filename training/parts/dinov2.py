@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from training.errors import ModelMissingError
 from training.parts.hub import DINOV2, ModelFiles, Models
 from training.parts.libraries import dinov2_classes
-from training.parts.network_input import PIXELS, network_input
+from training.parts.network_input import PIXELS, features_of, network_input
 from training.parts.weights import Naming, build_frozen, read_settings
 
 MEAN: Final = (123.675, 116.28, 103.53)
@@ -84,18 +83,14 @@ class Dinov2:
         """Nothing of it is stored with the run."""
         return {}
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, C, S, S] -> float32 features [N, 1024]."""
-        if not len(images):
-            return torch.empty(0, self.dim)
-        found = []
-        for block in torch.split(images, BLOCK):
-            pixels = network_input(block, MEAN, DEVIATION)
-            with torch.autocast(pixels.device.type, enabled=False):
-                net = self._net.to(pixels.device)
-                found.append(net(pixel_values=pixels).last_hidden_state[:, 0])
-        return torch.cat(found)
+        return features_of(images, BLOCK, self.dim, self._features)
+
+    def _features(self, block: Tensor) -> Tensor:
+        pixels = network_input(block, MEAN, DEVIATION)
+        found: Tensor = self._net.to(pixels.device)(pixel_values=pixels).last_hidden_state[:, 0]
+        return found
 
     @cached_property
     def _net(self) -> Any:  # noqa: ANN401  (transformers is untyped)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from training.errors import ModelMissingError
 from training.parts.hub import EFFICIENTNET, ModelFiles, Models
-from training.parts.network_input import PIXELS, network_input
+from training.parts.network_input import PIXELS, features_of, network_input
 
 WIDTH: Final = 1280
 CLASSES: Final = 1000
@@ -143,18 +143,14 @@ class EfficientNetLite0:
         """Nothing of it is stored with the run."""
         return {}
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, C, S, S] -> float32 features [N, 1280]."""
-        if not len(images):
-            return torch.empty(0, WIDTH)
-        found = []
-        for block in torch.split(images, BLOCK):
-            pixels = network_input(block, MEAN, DEVIATION)
-            with torch.autocast(pixels.device.type, enabled=False):
-                pixels = pixels.contiguous(memory_format=torch.channels_last)
-                found.append(self.network.to(pixels.device).features(pixels))
-        return torch.cat(found)
+        return features_of(images, BLOCK, WIDTH, self._features)
+
+    def _features(self, block: Tensor) -> Tensor:
+        pixels = network_input(block, MEAN, DEVIATION)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return self.network.to(pixels.device).features(pixels)
 
     @cached_property
     def network(self) -> EfficientNet:

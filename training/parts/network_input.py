@@ -1,12 +1,14 @@
 """Pictures as pretrained image networks want them: colour, 224 pixels a side, centred."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 SIDE: Final = 224
+Network: TypeAlias = Callable[[Tensor], Tensor]
 PIXELS: Final = 3 * SIDE * SIDE
 """Numbers such a network reads per picture."""
 
@@ -38,3 +40,22 @@ def network_input(images: Tensor, mean: tuple[float, ...], deviation: tuple[floa
     centre = torch.tensor(mean, device=pixels.device).reshape(1, 3, 1, 1)
     spread = torch.tensor(deviation, device=pixels.device).reshape(1, 3, 1, 1)
     return (pixels - centre) / spread
+
+
+@torch.no_grad()
+def features_of(images: Tensor, blocks_of: int, width: int, network: Network) -> Tensor:
+    """A network's features of many pictures, a block at a time, in float32 whatever the context.
+
+    Args:
+        images: uint8 [N, C, S, S].
+        blocks_of: pictures at once.
+        width: D, of the features.
+        network: pictures uint8 [n, C, S, S] -> features [n, D].
+
+    Returns:
+        [N, D]; N may be 0.
+    """
+    if not len(images):
+        return torch.empty(0, width)
+    with torch.autocast(images.device.type, enabled=False):
+        return torch.cat([network(block) for block in torch.split(images, blocks_of)])

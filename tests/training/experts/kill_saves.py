@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,12 @@ def snapshots(run: Run, cluster: Cluster) -> list[Snapshot]:
     return taken
 
 
-def was_killed(state: Path, snapshot: Snapshot, kill_at: int) -> bool:
-    """Save in a child that dies at one operation; false if it had fewer than that."""
+def was_killed(work: Callable[[], object], kill_at: int) -> bool:
+    """Work in a child that dies at one operation; false if it had fewer than that."""
     child = os.fork()
     if child == 0:
         arm(kill_at)
-        write_save(state, snapshot, KEEP)
+        work()
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
@@ -82,7 +83,7 @@ def main() -> None:
     for kill_at in range(1, MAX_OPERATIONS):
         shutil.rmtree(state, ignore_errors=True)
         shutil.copytree(template, state, copy_function=os.link)
-        killed = was_killed(state, last, kill_at)
+        killed = was_killed(partial(write_save, state, last, KEEP), kill_at)
         latest = read_latest(state, run, cluster.number)
         found.append(-1 if latest is None else latest.state.samples)
         write_save(state, last, KEEP)  # whatever was left behind does not stand in the way

@@ -7,16 +7,15 @@ bytes of one that was never interrupted, and leave nothing else behind.
 """
 
 import json
-import os
 import shutil
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from tests.training.conftest import TINY_SPEC
-from tests.training.experts import kill_saves
+from tests.training.experts.kill_saves import was_killed
 from training.preparation import encode
 from training.preparation.prepare import prepare_run
 
@@ -31,21 +30,6 @@ def contents(root: Path) -> dict[str, bytes]:
     }
 
 
-def was_killed(pictures: Path, out: Path, kill_at: int) -> bool:
-    """Prepare in a child that dies at one operation; false if it had fewer than that."""
-    child = os.fork()
-    if child == 0:
-        kill_saves.arm(kill_at)
-        prepare_run(pictures, out, TINY_SPEC)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return os.WTERMSIG(status) == signal.SIGKILL
-    if os.WEXITSTATUS(status) != 0:
-        raise SystemExit(f"child failed at operation {kill_at}")
-    return False
-
-
 def main() -> None:
     pictures, work, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
@@ -55,7 +39,7 @@ def main() -> None:
     for kill_at in range(1, 10_000, stride):
         out = work / "out"
         shutil.rmtree(out, ignore_errors=True)
-        if not was_killed(pictures, out, kill_at):
+        if not was_killed(partial(prepare_run, pictures, out, TINY_SPEC), kill_at):
             break
         spooled.append(len(list(out.glob("spool/batch-*"))))
         if contents(out).keys() == expected.keys():
