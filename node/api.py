@@ -64,12 +64,13 @@ class NodeApi(Protocol):
         """Draw.
 
         `request`: {prompt, n, seed, strategy, top_k, threshold, router, sampler, steps, guidance,
-        where, peer}.
+        autoguidance, where, peer}.
 
         Events {event: "route", experts, missing: [cluster], dropped: {cluster: share}, starters:
-        {cluster: share}, unaided: [cluster]} (see `training.drawing.plan.Route`),
-        {event: "progress", step, steps}, {event: "image", index, png_base64, receipt}, {event:
-        "done", seed, strategy, sampler, where, experts: [{cluster, cid, peer, weight}], seconds}.
+        {cluster: share}, unaided: [cluster], unguided: [cluster]} (see
+        `training.drawing.plan.Route`), {event: "progress", step, steps}, {event: "image", index,
+        png_base64, receipt}, {event: "done", seed, strategy, sampler, where, experts: [{cluster,
+        cid, peer, weight}], seconds}.
         """
         ...
 

@@ -80,6 +80,7 @@ class Artist:
             "dropped": _rounded(shares_of(message, "missing")),
             "starters": _rounded(shares_of(message, "starters")),
             "unaided": message["unaided"],
+            "unguided": message["unguided"],
         }
 
     def _rows(self, materials: Materials, shares: dict[int, float]) -> list[Json]:

@@ -126,6 +126,7 @@ class Drawing:
             "sampler": order.sampler,
             "steps": order.steps,
             "guidance": order.guidance,
+            "autoguidance": order.routing.autoguidance,
             "threads": self.context.config.threads,
             "device": self.context.config.device,
         }

@@ -7,7 +7,7 @@ from typing import Final, cast
 
 from node.drawing import DrawOrder
 from p2p.ids import PeerId
-from p2p.routing import Routing
+from p2p.routing import AUTOGUIDANCE_DIGITS, Routing
 
 _RANDOM_SEED_BITS: Final = 31
 
@@ -35,6 +35,7 @@ def order_of(request: Mapping[str, object]) -> GenerateOrder:
             top_k=cast("int", request["top_k"]),
             threshold=float(cast("float", request["threshold"])),
             router=None if router is None else str(router),
+            autoguidance=round(cast("float", request["autoguidance"]), AUTOGUIDANCE_DIGITS),
         ),
         sampler=str(request["sampler"]),
         steps=cast("int", request["steps"]),

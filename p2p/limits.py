@@ -114,6 +114,7 @@ MAX_INFERENCE_QUEUE: Final = 16
 MAX_INFERENCE_PER_PEER: Final = 3
 """One running and two queued."""
 MAX_GUIDANCE: Final = 30.0
+MAX_AUTOGUIDANCE: Final = 5.0
 MAX_SEED: Final = 2**63 - MAX_IMAGES_PER_REQUEST
 """Picture i of a request takes seed + i, and msgpack and torch both hold 63 bits."""
 MAX_DEADLINE_S: Final = 600.0

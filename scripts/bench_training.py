@@ -139,8 +139,6 @@ class Bench:
             arms.append(
                 Arm(f"mono-{seed}", runs["1"], 0, scale.samples, BATCH, RATES["monolith"], seed)
             )
-            weak = (f"weak-{seed}", runs["1"], 0, split_evenly(scale.samples, 4, BATCH), BATCH)
-            arms.append(Arm(*weak, RATES["monolith"], seed))
             for k in scale.clusters:
                 wide = (f"wide{k}-{seed}", runs["1"], 0, scale.samples, BATCH * k)
                 arms.append(Arm(*wide, RATES["equal steps"], seed))

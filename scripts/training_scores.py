@@ -19,8 +19,8 @@ from training.drawing.answers import VelocityNet
 from training.drawing.classifier import FEATURE_SIZE, load_classifier
 from training.drawing.ensemble import Ensemble
 from training.drawing.evaluate import frechet_distance, judge, score_captions
-from training.drawing.plan import CONTRAST_T, RouterName, SampleOptions
-from training.experts.loaded import Expert, load_expert
+from training.drawing.plan import RouterName, SampleOptions
+from training.experts.loaded import load_expert
 from training.parts.codecs import Codec
 from training.routers.captions import CaptionPrior
 from training.routers.learned_router import load_router
@@ -86,7 +86,7 @@ def as_pixels(pictures: Tensor) -> Tensor:
 class Counting:
     """An expert that counts how many latents it was asked about."""
 
-    def __init__(self, expert: Expert) -> None:
+    def __init__(self, expert: VelocityNet) -> None:
         self._expert = expert
         self.asked = 0
 
@@ -101,28 +101,6 @@ class Counting:
         return self._expert.velocity(x_t, t, states, mask)
 
 
-class Guided:
-    """A net pushed away from what a weaker one would do (arXiv 2406.02507).
-
-    Args:
-        net: the better one.
-        weak: the worse one.
-        weight: how far, at the times when `contrast` pushes as well.
-    """
-
-    def __init__(self, net: Counting, weak: Counting, weight: float) -> None:
-        self._net, self._weak, self._weight = net, weak, weight
-        self.objective = net.objective
-
-    def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """Both nets' answers, extrapolated."""
-        own = self._net.velocity(x_t, t, states, mask)
-        if not CONTRAST_T[0] <= float(t[0]) <= CONTRAST_T[1]:
-            return own
-        worse = self._weak.velocity(x_t, t, states, mask)
-        return own + self._weight * (own - worse)
-
-
 @dataclass(frozen=True)
 class Drawing:
     """One way to draw, with everything it needs on disk.
@@ -135,8 +113,6 @@ class Drawing:
         routers: folder of each trained router.
         options: how to draw.
         facts: where the figures belong: table, clusters, seed, guidance.
-        weak: checkpoint that a monolith is guided by, if it is.
-        weak_weight: how far.
     """
 
     label: str
@@ -146,8 +122,6 @@ class Drawing:
     routers: Mapping[RouterName, Path]
     options: SampleOptions
     facts: Mapping[str, Any]
-    weak: Path | None = None
-    weak_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -164,13 +138,11 @@ class Score:
 
 
 def open_ensemble(drawing: Drawing) -> tuple[Ensemble, Run, list[Counting]]:
-    """The ensemble of a drawing, its experts counted."""
+    """The ensemble of a drawing, its experts and their earlier selves counted."""
     run = load_run(drawing.run / "shared")
-    counters = {k: Counting(load_expert(path, run)) for k, path in drawing.experts.items()}
-    experts: dict[int, VelocityNet] = dict(counters)
-    if drawing.weak is not None:
-        counters[-1] = Counting(load_expert(drawing.weak, run))
-        experts[0] = Guided(counters[0], counters[-1], drawing.weak_weight)
+    loaded = {k: load_expert(path, run) for k, path in drawing.experts.items()}
+    experts = {k: Counting(expert) for k, expert in loaded.items()}
+    guides = {k: Counting(one.guide) for k, one in loaded.items() if one.guide is not None}
     routers: dict[RouterName, Router] = {
         name: load_router(folder, run) for name, folder in drawing.routers.items()
     }
@@ -179,7 +151,8 @@ def open_ensemble(drawing: Drawing) -> tuple[Ensemble, Run, list[Counting]]:
         summaries = {k: load_summary(path, size) for k, path in drawing.summaries.items()}
         routers[RouterName.GAUSS] = GaussRouter(summaries)
     prior = CaptionPrior(run.caption_counts.by_cluster(), run.text)
-    return Ensemble(run.codec, run.text, prior, experts, routers), run, list(counters.values())
+    ensemble = Ensemble(run.codec, run.text, prior, experts, routers, guides)
+    return ensemble, run, [*experts.values(), *guides.values()]
 
 
 def draw_and_score(drawing: Drawing, captions: Sequence[str], reference: Path) -> Score:

@@ -74,6 +74,12 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 @click.option("--steps", type=click.IntRange(1, 100), metavar="N", help="Evaluations a picture.")
 @click.option("--guidance", type=click.FloatRange(0, 30), metavar="G", help="Weight of the prompt.")
 @click.option(
+    "--autoguidance",
+    type=click.FloatRange(0, 5),
+    metavar="W",
+    help="Push experts away from their earlier selves; 1 is much, and costs up to 1.7 x.",
+)
+@click.option(
     "--where",
     type=click.Choice(["auto", "local", "peer"]),
     default="auto",
@@ -222,6 +228,8 @@ def _route_lines(event: Mapping[str, Any], me: object) -> Iterator[str]:
         yield f"        near noise   {named}"
     for cluster in event.get("unaided") or []:
         yield f"        expert {cluster} predicts noise and no other can start for it"
+    if unguided := event.get("unguided"):
+        yield f"        no earlier self   {', '.join(f'expert {cluster}' for cluster in unguided)}"
 
 
 def _lost_share(share: object) -> str:

@@ -73,6 +73,11 @@ _GENERATE: Final[Mapping[str, tuple[Check, str, object]]] = {
         f"a number from 0 to {limits.MAX_GUIDANCE:g}",
         4.0,
     ),
+    "autoguidance": (
+        _is_number(0, limits.MAX_AUTOGUIDANCE),
+        f"a number from 0 to {limits.MAX_AUTOGUIDANCE:g}",
+        0.0,
+    ),
     "where": (_is_one_of(PLACES), f"one of {', '.join(PLACES)}", "auto"),
     "peer": (_is_peer, "a peer id, '12D3KooW...'", None),
 }

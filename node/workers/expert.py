@@ -2,8 +2,8 @@
 
 Takes {kind: "draw", shared, models, experts: {cluster: folder}, summaries: {cluster: file},
 routers: {kind: folder}, prompt, n, seed, strategy, top_k, threshold, router, sampler, steps,
-guidance, threads, device}; says `route`, `progress` at each step, `image` (PNG bytes), then `done`;
-or `failed`. {kind: "cancel"} ends the order within one step.
+guidance, autoguidance, threads, device}; says `route`, `progress` at each step, `image` (PNG
+bytes), then `done`; or `failed`. {kind: "cancel"} ends the order within one step.
 """
 
 import logging
@@ -81,6 +81,7 @@ def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
         sampler=Sampler(order["sampler"]),
         steps=order["steps"],
         guidance=order["guidance"],
+        autoguidance=order["autoguidance"],
         top_k=order["top_k"],
         threshold=order["threshold"],
         router=None if order["router"] is None else RouterName(order["router"]),
@@ -95,6 +96,7 @@ def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
                     "missing": {str(k): share for k, share in event.missing.items()},
                     "starters": {str(k): share for k, share in event.starters.items()},
                     "unaided": list(event.unaided),
+                    "unguided": list(event.unguided),
                 }
             case Step():
                 yield {"kind": "progress", "step": event.step, "steps": event.steps}

@@ -43,6 +43,7 @@ class Drawing:
             "missing": {"0": 0.5},
             "starters": {"2": 1.0},
             "unaided": [1],
+            "unguided": [2],
         }
         for index, cluster in enumerate(("1", "1", "1", "2")):
             yield {"kind": "image", "index": index, "png": PNG, "shares": {cluster: 1.0}}
@@ -61,6 +62,7 @@ async def test_route_and_end_tell_who_drew_and_what_was_missing(
     assert [(row["cluster"], row["weight"]) for row in route["experts"]] == [(1, 0.75), (2, 0.25)]
     assert (route["missing"], route["dropped"]) == ([0], {"0": 0.5})
     assert (route["starters"], route["unaided"]) == ({"2": 1.0}, [1])
+    assert route["unguided"] == [2]
     receipts = [image["receipt"] for image in images]
     assert [receipt["seed"] for receipt in receipts] == [7, 8, 9, 10]
     assert {(r["strategy"], r["sampler"]) for r in receipts} == {("top3@gauss", "heun")}

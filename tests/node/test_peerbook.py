@@ -150,6 +150,7 @@ def test_order_takes_every_field_and_draws_a_seed_if_none_was_said() -> None:
         "sampler": "euler",
         "steps": 20,
         "guidance": 3,
+        "autoguidance": 0.30000001,
         "where": "peer",
         "peer": bob.peer,
     }
@@ -158,7 +159,7 @@ def test_order_takes_every_field_and_draws_a_seed_if_none_was_said() -> None:
     assert order.draw.prompt == "a boat"
     assert (order.draw.n, order.draw.seed, order.draw.steps) == (2, 7, 20)
     assert (order.draw.sampler, order.draw.guidance) == ("euler", 3.0)
-    assert order.draw.routing.label() == "top3@gauss"
+    assert order.draw.routing.label() == "top3@gauss~0.3"
     seeds = {order_of({**asked, "seed": None}).draw.seed for _ in range(5)}
     assert len(seeds) > 1
     assert all(0 <= seed < 2**31 for seed in seeds)

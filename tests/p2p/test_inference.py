@@ -233,6 +233,7 @@ def test_a_picture_is_what_its_receipt_says() -> None:
         ({"seed": 8}, "seed"),
         ({"strategy": "all"}, "strategy"),
         ({"strategy": "top2@gauss"}, "strategy"),
+        ({"strategy": "top2~1"}, "strategy"),
         ({"sampler": "euler"}, "sampler"),
         ({"steps": 3}, "steps"),
         ({"guidance": 1.0}, "guidance"),

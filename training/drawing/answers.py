@@ -57,19 +57,30 @@ class RememberedTexts:
         return self._kept[key]
 
 
-def answer_query(expert: VelocityNet, encoder: TextEncoder, query: ExpertQuery) -> Tensor:
+def answer_query(
+    expert: VelocityNet,
+    encoder: TextEncoder,
+    query: ExpertQuery,
+    guide: VelocityNet | None = None,
+) -> Tensor:
     """Velocities [b, C, H, W] that an expert gives to a query, guidance applied.
 
     Conditional and unconditional rows go through the net in one batch:
     v = v_unconditional + guidance (v_conditional - v_unconditional).  Source: arXiv 2207.12598.
+    With a guide, the expert's earlier self, autoguidance (v_conditional - v_guide) comes on top,
+    conditional rows alone.  Source: arXiv 2406.02507.
     """
-    if query.guidance == 1:
-        text = encoder.encode(query.captions)
-        t = torch.full((len(query.rows),), query.t)
-        return expert.velocity(query.x_t, t, text.states, text.mask)
-    empty = (UNCONDITIONAL,) * len(query.captions)
-    text = encoder.encode(query.captions + empty)
-    t = torch.full((2 * len(query.rows),), query.t)
-    both = expert.velocity(torch.cat([query.x_t, query.x_t]), t, text.states, text.mask)
-    conditional, unconditional = both.chunk(2)
-    return unconditional + query.guidance * (conditional - unconditional)
+    count, has_prompt_guidance = len(query.captions), query.guidance != 1
+    captions = query.captions + (UNCONDITIONAL,) * count * has_prompt_guidance
+    text = encoder.encode(captions)
+    t = torch.full((len(captions),), query.t)
+    x_t = torch.cat([query.x_t, query.x_t]) if has_prompt_guidance else query.x_t
+    answers = expert.velocity(x_t, t, text.states, text.mask)
+    velocity = conditional = answers[:count]
+    if has_prompt_guidance:
+        unconditional = answers[count:]
+        velocity = unconditional + query.guidance * (conditional - unconditional)
+    if guide is None or not query.autoguidance:
+        return velocity
+    earlier = guide.velocity(query.x_t, t[:count], text.states[:count], text.mask[:count])
+    return velocity + query.autoguidance * (conditional - earlier)

@@ -69,6 +69,7 @@ class Ensemble:
         prior: CaptionPrior,
         experts: Mapping[int, VelocityNet],
         routers: Mapping[RouterName, Router] | None = None,
+        guides: Mapping[int, VelocityNet] | None = None,
     ) -> None:
         """Join the parts.
 
@@ -78,6 +79,7 @@ class Ensemble:
             prior: p(k | caption).
             experts: by cluster; as few as one.
             routers: p(k | x_t, t) by name; without one every strategy routes by the caption alone.
+            guides: earlier selves of experts, by cluster.
 
         Raises:
             ConfigError: if there is no expert, or one of a cluster that the run does not have.
@@ -94,6 +96,7 @@ class Ensemble:
         self._prior = prior
         self._experts = dict(experts)
         self._routers = named
+        self._guides = dict(guides or {})
         self._noise_experts = frozenset(
             cluster for cluster, expert in experts.items() if expert.objective != "fm"
         )
@@ -144,6 +147,7 @@ class Ensemble:
             CaptionPrior(dict(enumerate(rows)), run.text, run.caption_summary),
             loaded,
             named,
+            {k: expert.guide for k, expert in loaded.items() if expert.guide is not None},
         )
 
     @property
@@ -200,18 +204,21 @@ class Ensemble:
         uniforms = torch.tensor([seed_uniform(seed) for seed in plan.seeds]).double()
         whole = mix(table, clusters, self.clusters, options.choice_at(1.0), uniforms)
         shares = whole.shares()
+        unguided = set(self.clusters) - self._guides.keys() if options.autoguidance else set()
+        route = Route(shares, whole.dropped, unguided=tuple(sorted(unguided)))
         asked = self._noise_experts & shares.keys()
         if not asked:
-            return Route(shares, whole.dropped)
+            return route
         if self._noise_experts.issuperset(self.clusters):
-            return Route(shares, whole.dropped, unaided=tuple(sorted(asked)))
+            return replace(route, unaided=tuple(sorted(asked)))
         routes = StaticRoutes(clusters, table)
         starters = starting_shares(plan, routes, self.clusters, self._noise_experts)
-        return Route(shares, whole.dropped, starters)
+        return replace(route, starters=starters)
 
     def answer(self, query: ExpertQuery) -> Tensor:
         """Velocities [b, C, H, W] of the local expert that `query` names, guidance applied."""
-        return answer_query(self._experts[query.cluster], self._texts, query)
+        guide = self._guides.get(query.cluster)
+        return answer_query(self._experts[query.cluster], self._texts, query, guide)
 
     def _plan(
         self, captions: tuple[str, ...], seeds: tuple[int, ...], options: SampleOptions

@@ -239,6 +239,7 @@ class _State:
                     ExpertQuery(
                         cluster, rows, x_t[rows], t, captions,
                         self.plan.options.guidance, self.step, self.plan.options.steps,
+                        self.plan.options.autoguidance_at(t),
                     )
                 )  # fmt: skip
         return tuple(built)

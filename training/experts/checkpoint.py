@@ -3,6 +3,7 @@
 save-000000024000/            appears whole or not at all
   expert/                     published: diffusers' layout with averaged weights
     config.json, diffusion_pytorch_model.safetensors, expert.json
+    guide.safetensors         the average at a quarter of the budget, float16; once it is reached
   state/                      private: what a bit-exact resume needs
     raw.safetensors, exp_avg.safetensors, exp_avg_sq.safetensors, state.json
 """
@@ -22,7 +23,7 @@ from training.experts.nets import NetShape
 from training.files import digest_of, remove_folder, sweep, write_folder
 from training.jsonio import added, canonical_json, from_json, read_json, to_json
 from training.run import Run
-from training.tensors import pack_tensors, read_tensors
+from training.tensors import TensorSpec, pack_tensors, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "diffusion_pytorch_model.safetensors"
 EXPERT_FILE: Final = "expert.json"
 PUBLISHED_FILES: Final = (CONFIG_FILE, WEIGHTS_FILE, EXPERT_FILE)
+GUIDE_FILE: Final = "guide.safetensors"
+"""In half precision: half the bytes, and content addressing sends them once per expert, not once
+per checkpoint."""
 EXPERT_FOLDER: Final = "expert"
 STATE_FOLDER: Final = "state"
 STATE_FILE: Final = "state.json"
@@ -59,6 +63,7 @@ class ExpertInfo:
         seed: of the training.
         loss: smoothed training loss at this step.
         model_digest: sha256 of the weights file.
+        guide_digest: sha256 of the guide's file; empty if there is none.
     """
 
     schema: int
@@ -75,6 +80,7 @@ class ExpertInfo:
     seed: int
     loss: float
     model_digest: str
+    guide_digest: str = added("")
 
     @property
     def shape(self) -> NetShape:
@@ -120,27 +126,33 @@ class Snapshot:
     """Everything a save holds, in memory.
 
     Args:
-        info: of the published half; its `model_digest` is filled in by `write_save`.
+        info: of the published half; its digests are filled in by `write_save`.
         state: of the private half; its `digests` are filled in by `write_save`.
         average: the published weights.
         parts: raw weights and the optimizer's two moments, by `STATE_PARTS`.
+        guide: the published weights of an earlier time, float16.
     """
 
     info: ExpertInfo
     state: TrainState
     average: Weights
     parts: Mapping[str, Weights]
+    guide: Weights | None = None
 
 
-def published_files(info: ExpertInfo, average: Weights) -> dict[str, bytes]:
-    """The three files of a published checkpoint; the same facts and weights give the same bytes."""
-    weights = pack_tensors(average)
-    facts = {**to_json(info), "model_digest": digest_of(weights)}
-    return {
+def published_files(
+    info: ExpertInfo, average: Weights, guide: Weights | None = None
+) -> dict[str, bytes]:
+    """The files of a published checkpoint; the same facts and weights give the same bytes."""
+    files = {
         CONFIG_FILE: canonical_json(_net_config(info.shape)),
-        WEIGHTS_FILE: weights,
-        EXPERT_FILE: canonical_json(facts),
+        WEIGHTS_FILE: pack_tensors(average),
     }
+    facts = {**to_json(info), "model_digest": digest_of(files[WEIGHTS_FILE]), "guide_digest": ""}
+    if guide is not None:
+        files[GUIDE_FILE] = pack_tensors(guide)
+        facts["guide_digest"] = digest_of(files[GUIDE_FILE])
+    return files | {EXPERT_FILE: canonical_json(facts)}
 
 
 def published_folder(state_dir: Path, samples: int) -> Path:
@@ -154,7 +166,7 @@ def write_save(state_dir: Path, snapshot: Snapshot, keep: int) -> None:
     Raises:
         OSError: disk full and the like; every earlier save is untouched then.
     """
-    published = published_files(snapshot.info, snapshot.average)
+    published = published_files(snapshot.info, snapshot.average, snapshot.guide)
     files = {f"{EXPERT_FOLDER}/{name}": data for name, data in published.items()}
     for part in STATE_PARTS:
         files[f"{STATE_FOLDER}/{part}.safetensors"] = pack_tensors(snapshot.parts[part])
@@ -195,7 +207,7 @@ def read_published(folder: Path, run: Run | None = None) -> tuple[ExpertInfo, We
     """A published checkpoint, checked in every part.
 
     Args:
-        folder: holds exactly what `PUBLISHED_FILES` names (more is ignored).
+        folder: holds what `PUBLISHED_FILES` names (more is ignored, `read_guide` reads the guide).
         run: the run it must belong to, if given.
 
     Raises:
@@ -218,6 +230,23 @@ def read_published(folder: Path, run: Run | None = None) -> tuple[ExpertInfo, We
     return info, weights
 
 
+def read_guide(folder: Path, info: ExpertInfo) -> Weights | None:
+    """The guide beside a published checkpoint; None if it has none, or was sent without.
+
+    Raises:
+        CheckpointError: the file was altered.
+        TensorFileError: the file is malformed, of another shape, or holds NaN.
+    """
+    path = folder / GUIDE_FILE
+    if not info.guide_digest or not path.exists():
+        return None
+    schema = {name: TensorSpec("F16", spec.shape) for name, spec in info.shape.schema().items()}
+    weights = read_tensors(path, schema)
+    if digest_of(pack_tensors(weights)) != info.guide_digest:
+        raise CheckpointError(f"{GUIDE_FILE}: does not match {EXPERT_FILE}: it was altered")
+    return weights
+
+
 class _DamagedError(Exception):
     """This save cannot be used; an older one may."""
 
@@ -238,13 +267,14 @@ def _read_save(save: Path, run: Run, cluster: int) -> Snapshot:
         schema = info.shape.schema()
         folder = save / STATE_FOLDER
         parts = {p: read_tensors(folder / f"{p}.safetensors", schema) for p in STATE_PARTS}
+        guide = read_guide(save / EXPERT_FOLDER, info)
     except (CheckpointError, TensorFileError) as error:
         raise _DamagedError(str(error)) from error
-    return Snapshot(info, state, average, parts)
+    return Snapshot(info, state, average, parts, guide)
 
 
 def _check_digests(save: Path, state: TrainState) -> None:
-    if set(state.digests) != set(_digested_names()):
+    if state.digests.keys() - {f"{EXPERT_FOLDER}/{GUIDE_FILE}"} != set(_digested_names()):
         raise _DamagedError(f"{STATE_FILE} does not list the save's files")
     for name, expected in state.digests.items():
         try:

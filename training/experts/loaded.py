@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from training.experts.checkpoint import ExpertInfo, read_published
+from training.errors import CheckpointError
+from training.experts.checkpoint import GUIDE_FILE, ExpertInfo, Weights, read_guide, read_published
 from training.experts.nets import build_net, predict
 from training.flow import velocity_from_epsilon
 from training.parts.text import TextStates
@@ -22,11 +24,13 @@ class Expert:
         net: in evaluation mode.
         objective: "fm" or "ddpm-eps".
         info: the published facts about it.
+        guide: its earlier self, if that lies beside it.
     """
 
     net: nn.Module
     objective: str
     info: ExpertInfo
+    guide: "Guide | None" = None
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
@@ -50,11 +54,47 @@ class Expert:
         return lambda x, s: predict(self.net, x, s, text)
 
 
+class Guide:
+    """An expert's earlier self, read when it is first asked: most drawings do without.
+
+    Args:
+        folder: of the published checkpoint.
+        info: the expert's.
+        device: where to answer.
+    """
+
+    def __init__(self, folder: Path, info: ExpertInfo, device: str) -> None:
+        self._folder, self._info, self._device = folder, info, device
+
+    @property
+    def objective(self) -> str:
+        """The expert's."""
+        return self._info.objective
+
+    def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """As `Expert.velocity`.
+
+        Raises:
+            CheckpointError: its file was altered or has gone.
+            TensorFileError: its file is malformed, of another shape, or holds NaN.
+        """
+        return self._expert.velocity(x_t, t, states, mask)
+
+    @cached_property
+    def _expert(self) -> Expert:
+        weights = read_guide(self._folder, self._info)
+        if weights is None:
+            raise CheckpointError(f"{self._folder / GUIDE_FILE} has gone")
+        whole = {name: value.float() for name, value in weights.items()}
+        return Expert(_frozen(self._info, whole, self._device), self._info.objective, self._info)
+
+
 def load_expert(folder: Path, run: Run | None = None, device: str = "cpu") -> Expert:
     """Read a published checkpoint folder, checked in every part, as an expert ready to answer.
 
     Args:
-        folder: holds config.json, diffusion_pytorch_model.safetensors and expert.json.
+        folder: holds config.json, diffusion_pytorch_model.safetensors and expert.json, and
+            guide.safetensors if the expert has an earlier self.
         run: refuse an expert of another run, preset, codec or text encoder.
         device: where to answer.
 
@@ -63,7 +103,12 @@ def load_expert(folder: Path, run: Run | None = None, device: str = "cpu") -> Ex
         TensorFileError: the weights file is malformed, of another shape, or holds NaN.
     """
     info, weights = read_published(folder, run)
+    has_guide = info.guide_digest and (folder / GUIDE_FILE).exists()
+    guide = Guide(folder, info, device) if has_guide else None
+    return Expert(_frozen(info, weights, device), info.objective, info, guide)
+
+
+def _frozen(info: ExpertInfo, weights: Weights, device: str) -> nn.Module:
     net = build_net(info.shape, seed=0)
     net.load_state_dict(weights)
-    net.eval().requires_grad_(False)
-    return Expert(net.to(device), info.objective, info)
+    return net.eval().requires_grad_(False).to(device)

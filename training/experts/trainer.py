@@ -22,7 +22,9 @@ from training.experts.checkpoint import (
     ExpertInfo,
     Snapshot,
     TrainState,
+    Weights,
     published_folder,
+    read_guide,
     read_latest,
     read_published,
     write_save,
@@ -44,6 +46,12 @@ REWARM_STEPS: Final = 20
 """A fresh optimizer on trained weights ramps up over this many steps."""
 
 LOSS_MEMORY: Final = 0.99
+GUIDE_AT: Final = 0.25
+"""Part of the budget at which an expert's average is kept as its guide (`SampleOptions.
+autoguidance`).  Fashion-MNIST, 4 x 30k samples, unconditional, sticky, 1,500 pictures, one seed,
+distance 6.1 without; guides from .1 / .25 / .5 of the budget, weight 0.5: 3.3 / 4.0 / 5.0, 1: 3.0 /
+2.9 / 4.2, 2: 4.8 / 2.5 / 3.1.  A net trained to a quarter for this purpose gives 2.8 at 1: the
+earlier checkpoint that costs nothing is as good."""
 FREE_SETTINGS: Final = frozenset({"save_samples", "keep_saves", "threads", "device", "precision"})
 """Settings that may change between a save and its resumption. Those that decide about the last
 bits are the machine's: `training.experts.execution` says what becomes of them."""
@@ -76,6 +84,7 @@ class Trainer:
         self._compute_as(self._wanted)
         self._updates = 0
         self._saved_samples = -1
+        self._guide: Weights | None = None
         self.step = 0
         self.samples = 0
         self.loss = 0.0
@@ -102,7 +111,11 @@ class Trainer:
         self._buckets.add(batch.times.tolist(), found.each)
         self.step += 1
         self._updates += 1
-        self.samples += self._config.batch
+        before, self.samples = self.samples, self.samples + self._config.batch
+        if before < GUIDE_AT * self._config.budget_samples <= self.samples:
+            most = torch.finfo(torch.float16).max
+            halves = [value.clamp(-most, most).half() for value in self._ema.values]
+            self._guide = self._named(halves)
         return found, lr
 
     @property
@@ -160,6 +173,7 @@ class Trainer:
                 )
             if info.samples > self.samples:
                 self._take_over(info, weights)
+                self._guide = read_guide(start_from, info) or self._guide
         self._check_team()
         return own
 
@@ -176,8 +190,8 @@ class Trainer:
 
     def _present_execution(self) -> Execution:
         """How this machine would compute, as it is set and as it is today."""
-        facts = describe_device(self._device, preset(self._run.spec.preset).width)
-        chosen = choose_precision(self._config.precision, facts)
+        facts, width = describe_device(self._device), preset(self._run.spec.preset).width
+        chosen = choose_precision(self._config.precision, facts, width)
         size = -(-self._config.batch // self._team.size)
         if facts.kind == "cpu":
             size = self._fitting(size)
@@ -255,7 +269,7 @@ class Trainer:
                 m.get(key, torch.zeros_like(p)) for m, p in zip(moments, parameters, strict=True)
             ]
             parts[key] = self._named(values)
-        return Snapshot(info, state, self._named(self._ema.values), parts)
+        return Snapshot(info, state, self._named(self._ema.values), parts, self._guide)
 
     def _named(self, values: list[Tensor] | list[nn.Parameter]) -> dict[str, Tensor]:
         return dict(zip(self._names, values, strict=True))
@@ -281,6 +295,7 @@ class Trainer:
         self._updates, self.loss = state.updates, state.loss
         self._buckets = LossBuckets(state.bucket_sums, state.bucket_weights)
         self._saved_samples = state.samples
+        self._guide = snapshot.guide
         execution, notes = continued(
             state.execution, self._wanted, is_precision_set=self._config.precision != "auto"
         )

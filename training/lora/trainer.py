@@ -14,7 +14,7 @@ from training.clusters import Cluster, ClusterIndex
 from training.config import SCHEMA, preset
 from training.errors import DataError, DivergedError, LoraError
 from training.experts.batches import Batch, Batches, derive_seed
-from training.experts.gradients import FP32, BatchLoss, Gradients, Objective, sample_losses
+from training.experts.gradients import BatchLoss, Gradients, Objective, sample_losses
 from training.experts.loaded import Expert
 from training.experts.memory import available_bytes, fitting_batch, sample_bytes
 from training.experts.precision import choose_precision, describe_device
@@ -200,11 +200,9 @@ class LoraTrainer:
         )
 
     def _precision(self) -> str:
-        """As experts are trained; on a CPU always float32: speeds measured there may waver."""
-        if self._device.type == "cpu":
-            return FP32
+        """As experts are trained."""
         width = preset(self._base.info.preset).width
-        return choose_precision("auto", describe_device(self._device, width)).name
+        return choose_precision("auto", describe_device(self._device), width).name
 
     def _micro_batch(self) -> int:
         """Samples at a time that fit a CPU's memory; a GPU says so itself when they do not."""

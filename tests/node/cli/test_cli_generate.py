@@ -39,13 +39,13 @@ def test_generate_writes_the_picture_and_its_receipt(
 def test_generate_asks_for_what_was_said(run: Run, node: FakeNode) -> None:
     result = run(
         "generate", "a bag", "-n", "2", "--routing", "top2", "--sampler", "euler", "--steps", "20",
-        "--guidance", "3", "--peer", OTHER_PEER,
+        "--guidance", "3", "--autoguidance", "0.5", "--peer", OTHER_PEER,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert node.requests == [
         {"prompt": "a bag", "n": 2, "seed": None, "strategy": "top2", "top_k": 2,
          "threshold": 0.1, "router": None, "sampler": "euler", "steps": 20,
-         "guidance": 3.0, "where": "peer", "peer": OTHER_PEER}
+         "guidance": 3.0, "autoguidance": 0.5, "where": "peer", "peer": OTHER_PEER}
     ]  # fmt: skip
 
 
@@ -108,10 +108,12 @@ def test_explain_names_experts_and_weights(run: Run, node: FakeNode) -> None:
 
 def test_explain_says_what_is_missing_and_who_stands_in(run: Run, node: FakeNode) -> None:
     node.route = {"missing": [6], "dropped": {"6": 0.12}, "starters": {"1": 1.0}, "unaided": [2]}
+    node.route["unguided"] = [4, 5]
     told = run("generate", "x", "-o", "b.png", "--explain").stderr
     assert "renormalised: expert 6 offline (-0.12)" in told
     assert "near noise   expert 1 (1.00)" in told
     assert "expert 2 predicts noise and no other can start for it" in told
+    assert "no earlier self   expert 4, expert 5" in told
 
 
 @pytest.mark.parametrize(

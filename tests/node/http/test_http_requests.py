@@ -18,6 +18,7 @@ async def test_unsaid_fields_get_their_defaults() -> None:
         assert served.node.requests == [
             {"prompt": "a red boat", "n": 1, "seed": None, "strategy": "sticky", "top_k": 2,
              "threshold": 0.1, "router": None, "sampler": "ab2", "steps": 10, "guidance": 4.0,
+             "autoguidance": 0.0,
              "where": "auto", "peer": None}
         ]  # fmt: skip
 
@@ -65,6 +66,8 @@ async def test_body_that_is_no_request_is_400(body: bytes) -> None:
         ("guidance", 30.0, 30.1),
         ("guidance", 1, "1"),
         ("guidance", 2.5, True),
+        ("autoguidance", 0, -0.1),
+        ("autoguidance", 5.0, 5.1),
         ("where", "local", "cloud"),
         ("peer", PEER, PEER[:-1]),
         ("peer", None, "x" * 5000),

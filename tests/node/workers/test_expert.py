@@ -28,6 +28,7 @@ ORDER = {
     "sampler": "heun",
     "steps": 4,
     "guidance": 2.0,
+    "autoguidance": 0.5,
 }
 
 
@@ -41,7 +42,7 @@ class InChunks(Easel):
 
     def generate(self, request: SampleRequest) -> Iterator[SampleEvent]:
         self.request = request
-        yield Route({1: 0.75, 2: 0.25}, {0: 0.5}, {2: 1.0}, (1,))
+        yield Route({1: 0.75, 2: 0.25}, {0: 0.5}, {2: 1.0}, (1,), (2,))
         yield Step(0, 8)
         yield Images((b"a", b"b"), {1: 1.0})
         yield Images((b"c",), {2: 1.0}, first=2)
@@ -54,6 +55,7 @@ def test_an_order_becomes_the_request_it_says() -> None:
     assert (options.strategy, options.top_k, options.threshold) == (Strategy.TOPK, 3, 0.2)
     assert (options.router, options.sampler) == (RouterName.GAUSS, Sampler.HEUN)
     assert (easel.request.n, easel.request.seed, options.steps) == (3, 5, 4)
+    assert (options.guidance, options.autoguidance) == (2.0, 0.5)
 
 
 def test_pictures_of_all_chunks_are_numbered_on_and_carry_their_own_shares() -> None:
@@ -64,6 +66,7 @@ def test_pictures_of_all_chunks_are_numbered_on_and_carry_their_own_shares() -> 
         "missing": {"0": 0.5},
         "starters": {"2": 1.0},
         "unaided": [1],
+        "unguided": [2],
     }
     assert step == {"kind": "progress", "step": 0, "steps": 8}
     told = [(image["index"], image["png"], image["shares"]) for image in images]

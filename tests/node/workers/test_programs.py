@@ -169,6 +169,7 @@ async def test_expert_program_draws_cancels_and_says_what_is_wrong(
         "sampler": "ab2",
         "steps": 3,
         "guidance": 2.0,
+        "autoguidance": 0.0,
         "threads": 1,
         "device": "cpu",
     }

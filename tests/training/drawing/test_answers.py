@@ -20,6 +20,15 @@ class TextEcho:
         return mask.sum(1)[:, None, None, None].expand(x_t.shape)
 
 
+class HalfEcho(TextEcho):
+    """Knows half of it."""
+
+    batch = 0
+
+    def velocity(self, x_t: Tensor, t: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        return super().velocity(x_t, t, states, mask) / 2
+
+
 @pytest.mark.parametrize(
     ("guidance", "batch", "expected"), [(4.0, 4, (8, 12)), (1.0, 2, (2, 3)), (0.0, 4, (0, 0))]
 )
@@ -33,6 +42,21 @@ def test_guidance_joins_conditional_and_empty_rows_of_one_batch(
     found = answer_query(expert, WordEncoder(), query)
     assert expert.batch == batch
     assert found[:, 0, 0, 0].tolist() == list(expected)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize(("autoguidance", "pushed"), [(0.0, 0.0), (0.5, 0.5), (2.0, 2.0)])
+def test_guide_is_asked_about_conditional_rows_and_pushed_away_from(
+    guidance: float, autoguidance: float, pushed: float
+) -> None:
+    x_t, captions = torch.zeros(2, *SHAPE), ("two words", "now three words")
+    query = ExpertQuery(0, torch.arange(2), x_t, 0.5, captions, guidance, 0, 1, autoguidance)
+    plain = answer_query(TextEcho(), WordEncoder(), query)
+    guide = HalfEcho()
+    found = answer_query(TextEcho(), WordEncoder(), query, guide)
+    assert guide.batch == (2 if autoguidance else 0)
+    halves = torch.tensor([1.0, 1.5])  # of the tokens of each caption: what the guide falls short
+    assert torch.equal((found - plain)[:, 0, 0, 0], pushed * halves)
 
 
 def test_texts_that_are_kept_are_bounded_and_the_right_ones() -> None:

@@ -1,5 +1,6 @@
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -11,6 +12,7 @@ from tests.training.routers.test_captions import WordEncoder
 from training.drawing.ensemble import CHUNK, Ensemble
 from training.drawing.mixture import Strategy
 from training.drawing.plan import (
+    AUTOGUIDANCE_T,
     MAX_PICTURES,
     Images,
     Route,
@@ -192,6 +194,27 @@ def test_route_tells_which_noise_experts_have_nobody_to_start_for_them() -> None
     route, _, images = run_through(mixed({0: "ddpm-eps"}).generate(SampleRequest("both")))
     assert route == Route(experts={0: 1.0}, missing={1: 0.5}, unaided=(0,))
     assert images.shares == {0: 1.0}
+
+
+def test_guides_draw_only_when_asked_and_between_their_times() -> None:
+    encoder, guide = WordEncoder(), OneShade(0.1)
+    parts = (cast("Codec", GreyCodec()), encoder, CaptionPrior(COUNTS, encoder))
+    ensemble = Ensemble(
+        *parts, {k: OneShade(shade) for k, shade in SHADE.items()}, guides={0: guide}
+    )
+    plain = SampleOptions(steps=10, sampler=Sampler.EULER)
+    ensemble.generate_batch(["dark"], options=plain)
+    assert guide.batches == []
+    options = replace(plain, autoguidance=1.0)
+    ensemble.generate_batch(["dark"], options=options)
+    low, high = AUTOGUIDANCE_T
+    assert guide.batches == [1] * sum(low <= 1 - step / 10 <= high for step in range(10))
+    assert len(guide.batches) == 7
+    route = next(iter(ensemble.generate(SampleRequest("dark", options=options))))
+    assert route == Route({0: 1.0}, {}, unguided=(1,))
+    assert next(iter(ensemble.generate(SampleRequest("dark", options=plain)))) == Route(
+        {0: 1.0}, {}
+    )
 
 
 def test_router_asked_for_must_be_at_hand_and_caption_always_is() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from training.drawing.mixture import NoExpertError, Strategy
 from training.drawing.plan import (
     CONTRAST_T,
+    MAX_AUTOGUIDANCE,
     MAX_GUIDANCE,
     MAX_SEED,
     MAX_STEPS,
@@ -306,6 +307,9 @@ def test_sticky_asks_the_router_once() -> None:
         {"threshold": 1.1},
         {"guidance": MAX_GUIDANCE + 0.1},
         {"guidance": math.nan},
+        {"autoguidance": -0.1},
+        {"autoguidance": MAX_AUTOGUIDANCE + 0.1},
+        {"autoguidance": math.nan},
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:

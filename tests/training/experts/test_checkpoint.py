@@ -17,15 +17,17 @@ from training.errors import CheckpointError, TensorFileError
 from training.experts.checkpoint import (
     CONFIG_FILE,
     EXPERT_FILE,
+    GUIDE_FILE,
     PUBLISHED_FILES,
     WEIGHTS_FILE,
     published_folder,
+    read_guide,
     read_latest,
     read_published,
     saves,
 )
 from training.experts.loaded import load_expert
-from training.experts.loop import train
+from training.experts.loop import SavedCheckpoint, train
 from training.files import digest_of
 from training.parts.libraries import pixart_class
 from training.preparation.prepare import PreparedRun
@@ -61,7 +63,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_published_folder_has_the_diffusers_layout_and_diffusers_loads_it(
     published: Path, run: Run
 ) -> None:
-    assert sorted(p.name for p in published.iterdir()) == sorted(PUBLISHED_FILES)
+    assert sorted(p.name for p in published.iterdir()) == sorted([*PUBLISHED_FILES, GUIDE_FILE])
     theirs = pixart_class().from_pretrained(published, local_files_only=True)
     info, weights = read_published(published, run)
     assert (info.samples, info.step, info.cluster, info.run) == (48, 12, 0, run.digest)
@@ -108,6 +110,59 @@ def test_checkpoint_whose_facts_differ_is_refused(
     edit(published / EXPERT_FILE, change)
     with pytest.raises(CheckpointError, match=reason):
         load_expert(published, run)
+
+
+def test_guide_is_the_average_at_a_quarter_of_the_budget_in_every_later_save(
+    state: Path, run: Run
+) -> None:
+    info, early = read_published(published_folder(state, 16), run)
+    first = read_guide(published_folder(state, 16), info)
+    assert first is not None  # made at 12 of 48 samples, and not moved since
+    assert any(not torch.equal(first[name], early[name].half()) for name in early)
+    for samples in (32, 48):
+        guide = read_guide(published_folder(state, samples), info)
+        assert guide is not None
+        assert all(torch.equal(guide[name], first[name]) for name in first)
+
+
+def test_guide_answers_as_the_expert_did_then(
+    cluster: Cluster, run: Run, tmp_path: Path, published: Path
+) -> None:
+    config = replace(run.spec.train, save_samples=12)
+    training = train(cluster, run, config, state_dir=tmp_path / "short")
+    saved = next(event for event in training if isinstance(event, SavedCheckpoint))
+    training.close()  # type: ignore[attr-defined]
+    then, now = load_expert(saved.path, run), load_expert(published, run)
+    text = run.text.encode(["a disc"])
+    asked = (torch.randn(1, 16, 2, 2), torch.tensor([0.5]), text.states, text.mask)
+    assert now.guide is not None
+    found = now.guide.velocity(*asked)
+    assert torch.allclose(found, then.velocity(*asked), atol=1e-2)  # half precision
+    assert not torch.allclose(now.velocity(*asked), then.velocity(*asked), atol=1e-2)
+
+
+def test_guide_that_was_altered_is_refused_and_one_that_is_not_there_is_done_without(
+    published: Path, state: Path, run: Run
+) -> None:
+    path = published / GUIDE_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    expert = load_expert(published, run)
+    text = run.text.encode(["a disc"])
+    assert expert.guide is not None
+    with pytest.raises(CheckpointError, match=r"guide\.safetensors: does not match"):
+        expert.guide.velocity(torch.zeros(1, 16, 2, 2), torch.ones(1), text.states, text.mask)
+    latest = read_latest(state, run, 0)
+    assert latest is not None
+    assert latest.info.samples == 32  # a save with an altered guide is passed over
+    path.unlink()
+    assert load_expert(published, run).guide is None
+
+
+def test_checkpoint_from_before_there_were_guides_is_read(published: Path, run: Run) -> None:
+    (published / GUIDE_FILE).unlink()
+    edit(published / EXPERT_FILE, lambda v: v.pop("guide_digest"))
+    assert load_expert(published, run).guide is None
 
 
 def test_checkpoint_of_another_run_is_refused(published: Path, colour_run: Run) -> None:
