@@ -398,6 +398,25 @@ def test_contrast_draws_alone_when_the_other_expert_is_lost() -> None:
     assert found.lost == (2,)
 
 
+def test_contrast_asks_the_likeliest_other_expert_that_can_be_asked() -> None:
+    plan = a_plan(count=1, strategy=Strategy.CONTRAST, steps=10)
+    _, asked = drive(plan, routes_of([0.6, 0.1, 0.3]), toward(1.0), reachable=(0, 1))
+    assert {query.cluster for queries in asked for query in queries} == {0, 1}
+
+
+def test_picture_is_not_drawn_by_what_it_is_pushed_away_from_alone() -> None:
+    def answer(query: ExpertQuery) -> Tensor | None:
+        is_lost = query.cluster == 0 and query.t <= CONTRAST_T[1]
+        return None if is_lost else toward(1.0)(query)
+
+    plan = a_plan(count=1, strategy=Strategy.CONTRAST, steps=10)
+    found, asked = drive(plan, routes_of([0.6, 0.001, 0.4]), answer)
+    assert found.lost == (0,)
+    lost_at = next(i for i, queries in enumerate(asked) if queries[0].t <= CONTRAST_T[1])
+    again = asked[lost_at + 1]
+    assert (again[0].t, [query.cluster for query in again]) == (asked[lost_at][0].t, [1, 2])
+
+
 def test_contrast_hands_over_when_its_own_expert_is_lost() -> None:
     def answer(query: ExpertQuery) -> Tensor | None:
         return None if query.cluster == 0 else toward(1.0)(query)
