@@ -114,7 +114,7 @@ def _draws_by_a_router_of_its_own(node: LocalNode, tmp_path: Path) -> None:
             home=node.home,
         )
 
-    with pytest.raises(SwarmError, match="router train --kind synthetic"):
+    with pytest.raises(SwarmError, match="no synthetic router of this run is here"):
         draw("relay", "synthetic")
     size = ("--pictures", "100", "--samples", "256")
     trained = cli("router", "train", "--kind", "synthetic", *size, home=node.home)

@@ -85,7 +85,7 @@ def test_another_owner_goes_on_from_a_noise_expert_as_one(
                     assert event.samples > 8
     saves = [(state / "save-000000000024").rglob("*.safetensors") for state in states]
     whole, cut = ({path.name: path.read_bytes() for path in found} for found in saves)
-    assert len(whole) == 4
+    assert len(whole) == 5
     assert whole == cut
     with pytest.raises(CheckpointError, match=r"cluster 1 \(ddpm-eps\), expected cluster 1 \(fm\)"):
         next(
