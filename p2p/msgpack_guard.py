@@ -25,8 +25,8 @@ _FIXED_SIZES: Final = {
     **dict.fromkeys((0xCF, 0xD3, 0xCB), 8),  # and the double
 }
 _LENGTH_SIZES: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bytes, text
-_ARRAY_SIZES: Final = {0xDC: 2, 0xDD: 4}
-_MAP_SIZES: Final = {0xDE: 2, 0xDF: 4}
+_COUNT_SIZES: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
+"""Arrays, then maps: bytes of the count, and children for each one counted."""
 
 
 def decode_plain(data: bytes, *, max_size: int) -> Plain:
@@ -82,13 +82,13 @@ def _scan(data: bytes) -> None:
     """Walk the structure without building it: depth, item count, lengths, no trailing bytes."""
     size = len(data)
     budget = _SPARE_ITEMS + min(size, CHUNK_SIZE) // DECODE_BYTES_PER_ITEM
-    at = 0
-    open_items = [1]  # items still to come at each level
-    while open_items:
-        if open_items[-1] == 0:
-            open_items.pop()
+    at, left = 0, 1  # items still to come at this level,
+    above: list[int] = []  # and at those around it
+    while left or above:
+        if not left:
+            left = above.pop()
             continue
-        open_items[-1] -= 1
+        left -= 1
         budget -= 1
         if at >= size:
             raise DecodeError(f"msgpack: ends after {size} bytes inside a value")
@@ -97,11 +97,13 @@ def _scan(data: bytes) -> None:
         at, children = _step(data, at)
         if children < 0:
             continue
-        if len(open_items) > MAX_DECODE_DEPTH:
+        if len(above) >= MAX_DECODE_DEPTH:
             raise DecodeError(f"msgpack: nested deeper than {MAX_DECODE_DEPTH}")
         if children > size - at:
             raise DecodeError(f"msgpack: announces {children} items in {size - at} bytes")
-        open_items.append(children)
+        if children:
+            above.append(left)
+            left = children
     if at != size:
         raise DecodeError(f"msgpack: {size - at} bytes too many" if at < size else "msgpack: cut")
 
@@ -112,21 +114,18 @@ def _step(data: bytes, at: int) -> tuple[int, int]:
     at += 1
     if tag <= 0x7F or tag >= 0xE0:  # small integers
         return at, -1
-    if tag <= 0x8F:
-        return at, 2 * (tag & 0x0F)
-    if tag <= 0x9F:
-        return at, tag & 0x0F
+    if tag <= 0x9F:  # small maps and arrays
+        return at, (tag & 0x0F) * (2 if tag <= 0x8F else 1)
     if tag <= 0xBF:
         return at + (tag & 0x1F), -1
-    fixed = _FIXED_SIZES.get(tag)
-    if fixed is not None:
-        return at + fixed, -1
-    for sizes, kind in ((_LENGTH_SIZES, 0), (_ARRAY_SIZES, 1), (_MAP_SIZES, 2)):
-        width = sizes.get(tag)
-        if width is not None:
-            number = int.from_bytes(data[at : at + width], "big")
-            at += width
-            return (at + number, -1) if kind == 0 else (at, kind * number)
+    if tag in _LENGTH_SIZES:  # most of what large values hold: CIDs and blobs
+        body = at + _LENGTH_SIZES[tag]
+        return body + int.from_bytes(data[at:body], "big"), -1
+    if tag in _FIXED_SIZES:
+        return at + _FIXED_SIZES[tag], -1
+    if tag in _COUNT_SIZES:
+        width, each = _COUNT_SIZES[tag]
+        return at + width, each * int.from_bytes(data[at : at + width], "big")
     raise DecodeError(f"msgpack: type 0x{tag:02x} is not used here (extension or single float)")
 
 
@@ -135,6 +134,8 @@ def _check_values(plain: Plain) -> None:
     pending: list[Plain] = [plain]
     while pending:
         item = pending.pop()
+        if isinstance(item, str):  # by far the most
+            continue
         if isinstance(item, dict):
             keys = list(item)
             if not all(isinstance(key, str) for key in keys):
