@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from node.config import Config
 from node.errors import ErrorCode, NodeError
 from node.keeping import keep, keep_folder
+from node.state import open_state
 from p2p.blobs import BlobStore
 from p2p.codec import pack, unpack
 from p2p.errors import DecodeError
@@ -124,6 +126,22 @@ def keep_run_manifest(run: RunId, blobs: BlobStore) -> RunManifest:
         ) from error
     keep(blobs, BlobId(run), "run", ())
     return manifest
+
+
+def run_meant(config: Config, said: str | None) -> RunId:
+    """The run said, or set, or the one this home belongs to, or the built-in one.
+
+    Raises:
+        NodeError: if the id is malformed, or the home's state cannot be read.
+    """
+    chosen = said or config.run
+    if chosen:
+        return parse_run_id(chosen)
+    bound = None
+    if config.paths.database.is_file():
+        with open_state(config.paths.database) as state:
+            bound = state.run()
+    return bound or builtin_run_id()
 
 
 def builtin_run_id() -> RunId:

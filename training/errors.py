@@ -1,5 +1,6 @@
 """Errors of the training package: one base; every message says what, got, expected."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -21,6 +22,18 @@ class OtherSpoolError(DataError):
 
 class ModelMissingError(TrainingError):
     """A model this run names (a text encoder, a codec) is not on this machine."""
+
+
+class RouterMissingError(ConfigError):
+    """A router asked for is not at hand.
+
+    Attributes:
+        router: its name.
+    """
+
+    def __init__(self, router: str, known: Sequence[str]) -> None:
+        super().__init__(f"no {router} router of this run is here; there is {', '.join(known)}")
+        self.router = router
 
 
 class CheckpointError(TrainingError):

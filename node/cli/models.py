@@ -263,19 +263,14 @@ def draw(options: Options, name: str, prompt: str, output: Path | None, **said: 
 def _run_and_store(config: "Config", run_id: str | None) -> Any:  # noqa: ANN401
     """The run to export and the home's store; the built-in run is brought in if it is that."""
     from node.home import prepare
-    from node.runs import builtin_run_id, install_builtin_run, parse_run_id
-    from node.state import open_state
+    from node.runs import builtin_run_id, install_builtin_run, run_meant
     from p2p.blobs import BlobStore
     from p2p.errors import StorageError
 
     prepare(config.paths)
     try:
         blobs = BlobStore.open(config.paths.blobs, quota_bytes=config.quota_bytes)
-        bound = None
-        if config.paths.database.is_file():
-            with open_state(config.paths.database) as state:
-                bound = state.run()
-        chosen = parse_run_id(run_id) if run_id else config.run or bound or builtin_run_id()
+        chosen = run_meant(config, run_id)
         if chosen == builtin_run_id():
             install_builtin_run(blobs)
     except StorageError as error:

@@ -240,10 +240,10 @@ def _place(options: Options, run_id: str | None) -> tuple[RouterPlace, "BlobStor
         NodeError: if this home does not know it.
     """
     from node.cli.runs import known_runs_of, open_store
-    from node.runs import builtin_run_id, parse_run_id
+    from node.runs import run_meant
 
     config = options.settings()
-    wanted = parse_run_id(run_id) if run_id else config.run or builtin_run_id()
+    wanted = run_meant(config, run_id)
     manifest = dict(known_runs_of(options)).get(wanted)
     if manifest is None:
         raise NodeError(
@@ -251,7 +251,7 @@ def _place(options: Options, run_id: str | None) -> tuple[RouterPlace, "BlobStor
             f"The run {wanted} is not kept in this home.",
             "see those that are: paris-node run list",
         )
-    place = RouterPlace(config.paths, parse_run_id(wanted), manifest, config.models_folder)
+    place = RouterPlace(config.paths, wanted, manifest, config.models_folder)
     return place, open_store(config)
 
 

@@ -293,10 +293,10 @@ def list_runs(options: Options) -> None:
 @click.argument("run_id", metavar="[RUN]", required=False)
 @pass_options
 def show(options: Options, run_id: str | None) -> None:
-    """One run; without RUN the one this home is set to join."""
-    from node.runs import builtin_run_id, parse_run_id
+    """One run; without RUN the one of this home."""
+    from node.runs import run_meant
 
-    wanted = parse_run_id(run_id) if run_id else options.settings().run or builtin_run_id()
+    wanted = run_meant(options.settings(), run_id)
     manifest = dict(known_runs_of(options)).get(wanted)
     if manifest is None:
         raise NodeError(

@@ -108,7 +108,11 @@ def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
 
 def carry_out(link: ParentLink, order: Mapping[str, Any], easel: Easel) -> None:
     """Draw one order and say how it went."""
-    from training.errors import ModelMissingError, TrainingError  # noqa: PLC0415
+    from training.errors import (  # noqa: PLC0415
+        ModelMissingError,
+        RouterMissingError,
+        TrainingError,
+    )
 
     started = time.monotonic()
     try:
@@ -121,8 +125,12 @@ def carry_out(link: ParentLink, order: Mapping[str, Any], easel: Easel) -> None:
     except (TrainingError, ValueError, MemoryError) as error:
         logger.exception("order failed")
         why = str(error) or "out of memory"
-        code = "not_found" if isinstance(error, ModelMissingError) else "failed"
-        link.send({"kind": "failed", "code": code, "error": f"drawing failed: {why}", "fix": ""})
+        is_missing = isinstance(error, ModelMissingError | RouterMissingError)
+        code = "not_found" if is_missing else "failed"
+        fix = ""
+        if isinstance(error, RouterMissingError) and error.router != "gauss":
+            fix = f"train one here: paris-node router train --kind {error.router}"
+        link.send({"kind": "failed", "code": code, "error": f"drawing failed: {why}", "fix": fix})
         return
     link.send({"kind": "done", "seconds": time.monotonic() - started})
 

@@ -100,10 +100,10 @@ def test_a_swarm_claims_trains_survives_a_kill_and_draws(
     shown = cli("experts", "show", found[0]["cid"], home=three.home)
     assert shown["local"] is True
     assert one.status()["peers"] >= 1
-    _draws_by_a_router_of_its_own(three, run, tmp_path)
+    _draws_by_a_router_of_its_own(three, tmp_path)
 
 
-def _draws_by_a_router_of_its_own(node: LocalNode, run: str, tmp_path: Path) -> None:
+def _draws_by_a_router_of_its_own(node: LocalNode, tmp_path: Path) -> None:
     """Every router with a strategy that goes by it; the trained one from pulled experts alone."""
 
     def draw(strategy: str, router: str) -> dict[str, Any]:
@@ -114,9 +114,9 @@ def _draws_by_a_router_of_its_own(node: LocalNode, run: str, tmp_path: Path) -> 
             home=node.home,
         )
 
-    with pytest.raises(SwarmError, match="no synthetic router of this run is here"):
+    with pytest.raises(SwarmError, match="router train --kind synthetic"):
         draw("relay", "synthetic")
-    size = ("--pictures", "100", "--samples", "256", "--run", run)
+    size = ("--pictures", "100", "--samples", "256")
     trained = cli("router", "train", "--kind", "synthetic", *size, home=node.home)
     assert trained["clusters"] == [0, 1]
     for strategy in ("relay", "contrast", "top2"):

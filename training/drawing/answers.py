@@ -71,7 +71,9 @@ def answer_query(
     conditional rows alone.  Source: arXiv 2406.02507.
     """
     count, has_prompt_guidance = len(query.captions), query.guidance != 1
-    captions = query.captions + (UNCONDITIONAL,) * count * has_prompt_guidance
+    captions = query.captions
+    if has_prompt_guidance:
+        captions += (UNCONDITIONAL,) * count
     text = encoder.encode(captions)
     t = torch.full((len(captions),), query.t)
     x_t = torch.cat([query.x_t, query.x_t]) if has_prompt_guidance else query.x_t

@@ -31,7 +31,13 @@ from training.drawing.plan import (
     Step,
 )
 from training.drawing.sampler import Routes, StaticRoutes, denoise, seed_uniform, starting_shares
-from training.errors import CheckpointError, ConfigError, TensorFileError, TrainingError
+from training.errors import (
+    CheckpointError,
+    ConfigError,
+    RouterMissingError,
+    TensorFileError,
+    TrainingError,
+)
 from training.experts.loaded import Expert, load_expert
 from training.lora.train import with_loras
 from training.parts.codecs import Codec
@@ -161,7 +167,8 @@ class Ensemble:
         Closing the iterator stops the work at the next evaluation.
 
         Raises:
-            ConfigError: if a seed is out of range, or the router asked for is not at hand.
+            ConfigError: if a seed is out of range.
+            RouterMissingError: if the router asked for is not at hand.
         """
         seeds = tuple(range(request.seed, request.seed + request.n))
         whole = self._plan((request.prompt,) * request.n, seeds, request.options)
@@ -229,7 +236,7 @@ class Ensemble:
         """What the sampler asks for probabilities: p(k | caption), and x_t if there is a router.
 
         Raises:
-            ConfigError: if the router asked for is not at hand.
+            RouterMissingError: if the router asked for is not at hand.
         """
         table = self._prior.probabilities(plan.captions)
         router = self._router(plan.options)
@@ -246,7 +253,7 @@ class Ensemble:
             return None
         if name not in self._routers:
             known = [RouterName.CAPTION, *self._routers]
-            raise ConfigError(f"no {name} router of this run is here; there is {', '.join(known)}")
+            raise RouterMissingError(name, known)
         return self._routers[name]
 
     def _denoise(self, plan: SamplePlan) -> Generator[Step, None, Denoised]:

@@ -1,10 +1,12 @@
 """The messages of one order: every picture once under its own number, however it was drawn."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
-from node.workers.expert import Easel, draw
+from node.workers.expert import Easel, carry_out, draw
+from node.workers.link import ParentLink
 from training.drawing.mixture import Strategy
 from training.drawing.plan import (
     Images,
@@ -15,6 +17,7 @@ from training.drawing.plan import (
     SampleRequest,
     Step,
 )
+from training.errors import RouterMissingError
 
 ORDER = {
     "kind": "draw",
@@ -77,3 +80,35 @@ def test_pictures_of_all_chunks_are_numbered_on_and_carry_their_own_shares() -> 
 def test_a_word_that_is_not_known_is_a_value_error(field: str) -> None:
     with pytest.raises(ValueError, match="nonsense"):
         list(draw({**ORDER, field: "nonsense"}, InChunks()))
+
+
+class NoRouter(InChunks):
+    """Lacks the router it is asked for."""
+
+    def generate(self, request: SampleRequest) -> Iterator[SampleEvent]:
+        raise RouterMissingError(str(request.options.router), ("caption",))
+
+
+class Heard:
+    """A line to a node that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, object]] = []
+
+    def send(self, message: dict[str, object]) -> None:
+        self.messages.append(message)
+
+    def poll(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("router", "fix"),
+    [("learned", "train one here: paris-node router train --kind learned"), ("gauss", "")],
+)
+def test_router_that_is_not_here_is_not_found_and_can_be_trained(router: str, fix: str) -> None:
+    heard = Heard()
+    carry_out(cast("ParentLink", heard), {**ORDER, "router": router}, NoRouter())
+    (failed,) = heard.messages
+    assert (failed["kind"], failed["code"], failed["fix"]) == ("failed", "not_found", fix)
+    assert f"no {router} router of this run is here" in str(failed["error"])
