@@ -15,7 +15,7 @@ from node.cli.options import Options, pass_options
 from node.cli.output import duration_text, print_json, short_id
 from node.cli.progress import Progress
 from node.errors import ErrorCode, NodeError
-from p2p.limits import MAX_CLUSTERS
+from p2p.limits import MAX_AUTOGUIDANCE, MAX_CLUSTERS
 from p2p.routing import ROUTERS, SAMPLERS, STRATEGIES
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -75,9 +75,10 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 @click.option("--guidance", type=click.FloatRange(0, 30), metavar="G", help="Weight of the prompt.")
 @click.option(
     "--autoguidance",
-    type=click.FloatRange(0, 5),
+    type=click.FloatRange(0, MAX_AUTOGUIDANCE),
     metavar="W",
-    help="Push experts away from their earlier selves; 1 is much, and costs up to 1.7 x.",
+    help="Push experts away from their earlier selves: try 0.5 to 2; up to 1.7 x the time.  "
+    "[default: 0]",
 )
 @click.option(
     "--where",
