@@ -73,6 +73,7 @@ def encode_plain(plain: Plain) -> bytes:
     try:
         _check_values(plain)
         data: bytes = msgpack.packb(plain)
+        _scan(data)
     except (DecodeError, ValueError, TypeError, OverflowError) as error:
         raise EncodeError(f"cannot be encoded: {error}") from error
     return data

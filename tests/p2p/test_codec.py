@@ -25,8 +25,9 @@ from p2p.limits import (
     MAX_DECODE_DEPTH,
     MAX_RECORD_LIFETIME_S,
     MAX_RECORD_SIZE,
+    MIB,
 )
-from p2p.msgpack_guard import decode_plain, encode_plain
+from p2p.msgpack_guard import Plain, decode_plain, encode_plain
 from p2p.records import (
     CheckpointManifest,
     Claim,
@@ -137,36 +138,55 @@ def test_a_field_deep_inside_is_named_by_its_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "why"),
     [
-        pytest.param(b"", id="nothing"),
-        pytest.param(b"\x01\x01", id="more after the value"),
-        pytest.param(b"\xcc\x01", id="a small number in a long form"),
-        pytest.param(b"\xd9\x01a", id="a short text in a long form"),
-        pytest.param(b"\xdc\x00\x01\x01", id="a short list in a long form"),
-        pytest.param(b"\xde\x00\x00", id="an empty map in a long form"),
-        pytest.param(b"\xca\x00\x00\x00\x00", id="a single float"),
-        pytest.param(b"\xcb\x80" + bytes(7), id="minus zero"),
-        pytest.param(b"\xcb\x7f\xf8" + bytes(6), id="not a number"),
-        pytest.param(b"\xcb\x7f\xf0" + bytes(6), id="infinity"),
-        pytest.param(b"\xc1", id="the unused type"),
-        pytest.param(b"\xd4\x01\x00", id="an extension"),
-        pytest.param(b"\xc7\x01\x01\x00", id="a long extension"),
-        pytest.param(b"\xd6\xff" + bytes(4), id="a timestamp"),
-        pytest.param(b"\xa1\xff", id="text that is not UTF-8"),
-        pytest.param(b"\x81\x01\x01", id="a key that is a number"),
-        pytest.param(b"\x81\xc4\x01a\x01", id="a key that is bytes"),
-        pytest.param(b"\x82\xa1b\x01\xa1a\x01", id="keys out of order"),
-        pytest.param(b"\x82\xa1a\x01\xa1a\x01", id="a key twice"),
-        pytest.param(b"\xdd\xff\xff\xff\xff", id="a list of four thousand million"),
-        pytest.param(b"\xdf\xff\xff\xff\xff", id="a map of four thousand million"),
-        pytest.param(b"\xdb\xff\xff\xff\xffa", id="a text of four gigabytes"),
-        pytest.param(b"\x91", id="a list that is cut"),
+        pytest.param(b"", "ends after 0 bytes", id="nothing"),
+        pytest.param(b"\x01\x01", "1 bytes too many", id="more after the value"),
+        pytest.param(b"\xcc\x01", "canonical", id="a small number in a long form"),
+        pytest.param(b"\xd9\x01a", "canonical", id="a short text in a long form"),
+        pytest.param(b"\xdc\x00\x01\x01", "canonical", id="a short list in a long form"),
+        pytest.param(b"\xde\x00\x00", "canonical", id="an empty map in a long form"),
+        pytest.param(b"\xca\x00\x00\x00\x00", "type 0xca", id="a single float"),
+        pytest.param(b"\xcb\x80" + bytes(7), "-0.0 is not", id="minus zero"),
+        pytest.param(b"\xcb\x7f\xf8" + bytes(6), "nan is not", id="not a number"),
+        pytest.param(b"\xcb\x7f\xf0" + bytes(6), "inf is not", id="infinity"),
+        pytest.param(b"\xc1", "type 0xc1", id="the unused type"),
+        pytest.param(b"\xd4\x01\x00", "type 0xd4", id="an extension"),
+        pytest.param(b"\xc7\x01\x01\x00", "type 0xc7", id="a long extension"),
+        pytest.param(b"\xd6\xff" + bytes(4), "type 0xd6", id="a timestamp"),
+        pytest.param(b"\xa1\xff", "UnicodeDecodeError", id="text that is not UTF-8"),
+        pytest.param(b"\x81\x01\x01", "not allowed for map key", id="a key that is a number"),
+        pytest.param(b"\x81\xc4\x01a\x01", "key is not text", id="a key that is bytes"),
+        pytest.param(b"\x82\xa1b\x01\xa1a\x01", "out of order", id="keys out of order"),
+        pytest.param(b"\x82\xa1a\x01\xa1a\x01", "a key twice", id="a key twice"),
+        pytest.param(b"\xdd" + b"\xff" * 4, "announces 4294967295", id="a list of 2^32 - 1"),
+        pytest.param(b"\xdf" + b"\xff" * 4, "announces 8589934590", id="a map of 2^32 - 1"),
+        pytest.param(b"\xdb\xff\xff\xff\xffa", "cut", id="a text of four gigabytes"),
+        pytest.param(b"\x91", "announces 1 items in 0", id="a list that is cut"),
+        pytest.param(b"\x92\xa2a", "ends after 3 bytes", id="a text that is cut, in a list"),
     ],
 )
-def test_what_is_not_canonical_is_refused(data: bytes) -> None:
-    with pytest.raises(DecodeError):
+def test_what_is_not_canonical_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(DecodeError, match=why):
         decode_plain(data, max_size=1000)
+
+
+FORMS: list[Plain] = [  # each form msgpack has for a kind, at both of its ends
+    *(0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**64 - 1),
+    *(-1, -32, -33, -128, -129, -32_768, -32_769, -(2**31), -(2**31) - 1, -(2**63)),
+    *(None, False, True, 0.0, 0.1, -1e300),
+    *("x" * n for n in (0, 31, 32, 255, 256, 65_535, 65_536)),
+    *(bytes(n) for n in (0, 255, 256, 65_535, 65_536)),
+    *(list[Plain](["x" * 40] * n) for n in (0, 15, 16, 65_535, 65_536)),
+    *(
+        dict[str, Plain]((f"{i:040}", i) for i in range(n)) for n in (0, 15, 16, 32_000)
+    ),  # no room for 65,536
+]
+
+
+@pytest.mark.parametrize("value", FORMS, ids=range(len(FORMS)))
+def test_every_form_of_a_value_comes_back(value: Plain) -> None:
+    assert decode_plain(encode_plain(value), max_size=4 * MIB) == value
 
 
 def test_nesting_is_refused_one_past_the_limit_and_far_past_it() -> None:
@@ -206,6 +226,19 @@ def test_zero_is_written_in_one_way_whatever_our_own_code_says() -> None:
 def test_text_that_cannot_be_written_is_our_error() -> None:
     with pytest.raises(EncodeError):
         encode_plain("\ud800")
+
+
+@pytest.mark.parametrize(
+    ("plain", "why"),
+    [
+        ([[[[[[[[[]]]]]]]]], "nested"),
+        ([*range(1000)], "too many items"),
+    ],
+    ids=["a level too deep", "too many small items"],
+)
+def test_what_a_peer_would_refuse_is_not_sent(plain: Plain, why: str) -> None:
+    with pytest.raises(EncodeError, match=why):
+        encode_plain(plain)
 
 
 # --- envelopes ------------------------------------------------------------------------------------
