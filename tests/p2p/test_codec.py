@@ -178,9 +178,8 @@ FORMS: list[Plain] = [  # each form msgpack has for a kind, at both of its ends
     *("x" * n for n in (0, 31, 32, 255, 256, 65_535, 65_536)),
     *(bytes(n) for n in (0, 255, 256, 65_535, 65_536)),
     *(list[Plain](["x" * 40] * n) for n in (0, 15, 16, 65_535, 65_536)),
-    *(
-        dict[str, Plain]((f"{i:040}", i) for i in range(n)) for n in (0, 15, 16, 32_000)
-    ),  # no room for 65,536
+    # there is no room for a map of 65,536
+    *(dict[str, Plain]((f"{i:040}", i) for i in range(n)) for n in (0, 15, 16, 32_000)),
 ]
 
 
