@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw
 from scripts.local_swarm import cli, local_swarm
 
 LEASE_S = 6
-BUDGET = 640
+BUDGET = 2560
 SAVE_EVERY = 160
+"""A training of seconds, sixteen saves long: a test that has seen one has time to step in."""
 
 
 def draw_pictures(folder: Path, count: int = 24) -> None:
