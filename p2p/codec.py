@@ -21,9 +21,11 @@ from p2p.limits import (
     CHUNK_SIZE,
     MAX_CLOCK_SKEW_S,
     MAX_LABEL,
+    MAX_LETTER_SIZE,
     MAX_RECORD_LIFETIME_S,
     MAX_RECORD_SIZE,
 )
+from p2p.lora_records import Agreement, Delivery, LoraOffer, ProbeReceipt, ProbeRequest
 from p2p.msgpack_guard import Plain, decode_plain, encode_plain
 from p2p.records import (
     BLOB_KEY,
@@ -55,7 +57,11 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
 
-_LASTING: Final = (CheckpointManifest, ImageReceipt)
+_LISTS: Final = (CheckpointManifest, ImageReceipt, LoraOffer)
+"""They last, and list so much that one may fill a blob."""
+_LETTERS: Final = (Agreement, Delivery, ProbeRequest, ProbeReceipt)
+"""They last too, and are small."""
+_LASTING: Final = _LISTS + _LETTERS
 _BODY_KEYS: Final = ["e", "k", "r", "s", "t", "v"]
 _FIELD_PRIME: Final = 2**255 - 19
 _SMALL_ORDER_Y: Final = frozenset(
@@ -261,4 +267,6 @@ def _check_time(expires_at: float, now: float) -> None:
 
 
 def _max_size(kind: type) -> int:
-    return CHUNK_SIZE if kind in _LASTING else MAX_RECORD_SIZE
+    if kind in _LISTS:
+        return CHUNK_SIZE
+    return MAX_LETTER_SIZE if kind in _LETTERS else MAX_RECORD_SIZE

@@ -23,9 +23,10 @@ from p2p.limits import (
     MAX_GOSSIP_PER_PEER_PER_S,
     MAX_GOSSIP_SIZE,
 )
+from p2p.lora_records import OfferAdvert
 from p2p.records import KEY_PREFIX, Claim, ExpertAdvert, RouterAdvert
 
-R = TypeVar("R", Claim, ExpertAdvert, RouterAdvert)
+R = TypeVar("R", Claim, ExpertAdvert, RouterAdvert, OfferAdvert)
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -36,12 +37,14 @@ class GossipTopic(StrEnum):
     CLAIM = "claim"
     EXPERT = "expert"
     ROUTER = "router"
+    LORA = "lora"
 
 
 _TOPIC_OF: Final[dict[type, GossipTopic]] = {
     Claim: GossipTopic.CLAIM,
     ExpertAdvert: GossipTopic.EXPERT,
     RouterAdvert: GossipTopic.ROUTER,
+    OfferAdvert: GossipTopic.LORA,
 }
 
 
@@ -59,7 +62,7 @@ class GossipRules(Generic[R]):
 
     Args:
         run: the run whose topic this is.
-        kind: the record it carries: `Claim`, `ExpertAdvert` or `RouterAdvert`.
+        kind: the record it carries, such as `ExpertAdvert`.
         memory: how many messages and senders are remembered, the oldest forgotten first.
         rate_per_s: messages a sender may send for long.
         burst: messages a sender may send at once.

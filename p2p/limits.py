@@ -121,6 +121,68 @@ MAX_DEADLINE_S: Final = 600.0
 MAX_REASON_LENGTH: Final = 500
 """Characters of a refusal's reason: one or two sentences."""
 
+# --- LoRA offers -------------------------------------------------------------------------------
+MAX_LORA_MODULES: Final = 1024
+"""Layers one adapter changes: a net of 28 blocks has 280, and 1,024 of 10 columns fit one blob."""
+MAX_LORA_RANK: Final = 64
+MAX_LORA_WIDTH: Final = 65_536
+"""Inputs or outputs of a layer; the widest of our nets has 4,608."""
+MAX_LORA_SCALE: Final = 16.0
+"""Of alpha over rank: beyond it an adapter is noise, or means to be."""
+MAX_MODULE_NAME: Final = 120
+"""Characters; ours are `transformer_blocks.27.attn1.to_out.0`."""
+COMMITMENT_POINT_SIZE: Final = 64
+"""A point of BN254: x and y of 32 bytes, one point a committed column."""
+MAX_COMMITMENT_COLUMNS: Final = 16
+"""A verifier's time grows with them; (1152, 16, 4608) with its salt takes 12 at k = 13."""
+MAX_CLAIM_ROWS: Final = 4096
+"""Rows of an offer's probe batch: a buyer runs all of them twice; trainers hold out 256."""
+MAX_TERMS_LENGTH: Final = 500
+"""Characters of an offer's terms: a few sentences, copied into every agreement."""
+MAX_LICENCE_LENGTH: Final = 200
+MAX_OFFER_LIFETIME_S: Final = 90 * 86_400.0
+"""A base is trained on for weeks; what was offered on an older one helps nobody."""
+MAX_OFFERS_PER_ADVERT: Final = 6
+"""Three CIDs each: six fill three quarters of a DHT record."""
+OFFER_PROOF_SIDE: Final = 4
+"""Rows and columns of an offer proof's values: 16 estimates of the adapter's norm."""
+OFFER_PROOF_SCALARS: Final = OFFER_PROOF_SIDE**2
+MAX_SCALARS_PER_MODULE: Final = 32
+"""Bilinear scalars of one module, whoever asks and the offer's 16 included: under 1 % of the
+freedom of a rank 4 adapter of 1,152 inputs and outputs. A budget per peer would be one per name."""
+MAX_PROOFS_PER_COMMITMENT: Final = 64
+"""Commitments are not blinded: each proof tells one number about each column, the salt hides 64."""
+MAX_PROBE_VALUE: Final = 2047
+"""|x| < 2^11: one value that packs two (e1 + 2^11 e2) would read several rows of an adapter."""
+MAX_PROBE_PAIRS: Final = 4
+"""Singular pairs of one module's gradient: they hold 82 to 97 % of it."""
+MAX_QUESTIONS: Final = MAX_LORA_MODULES * MAX_PROBE_PAIRS
+"""Question frames of one request, each answered by one proof."""
+MAX_DELTA_ROWS_PER_REQUEST: Final = 1024
+"""Of one module: four pictures of 256 tokens, and all there is to learn of most adapters."""
+MAX_DELTA_ROWS: Final = 65_536
+"""Budget of one offer: by then a delta mode has given everything away, as its owner was told."""
+MAX_PROOF_SIZE: Final = 16 * KIB
+"""Measured: 4 KiB for (1152, 4, 1152), 12 KiB for (1152, 16, 4608)."""
+MAX_LORA_FRAME: Final = 640 * KIB
+"""One question: 64 rows of 4,608 activations of 2 bytes are 576 KiB."""
+MAX_ANSWER_FRAME: Final = 5 * MIB
+"""One answer: 64 rows of 4,608 values of 16 bytes are 4.5 MiB, the proof 16 KiB."""
+MAX_QUESTIONS_SIZE: Final = 64 * MIB
+"""All questions of one request: four pairs of 1,024 modules of 1,152 + 4,608 numbers are 47 MB."""
+MAX_LETTER_SIZE: Final = 4 * KIB
+"""A sealed agreement, delivery, request or receipt: names, and up to 2,000 bytes of terms."""
+MAX_ASK_AGE_S: Final = 60.0
+"""How old a signed request may be; its envelope never expires, so its nonce is remembered."""
+MAX_DELIVERY_SIZE: Final = 64 * MIB
+"""An encrypted adapter: 280 modules of rank 16 and 1,152 + 2,304 sides are 31 MB."""
+DELIVERY_PIECE: Final = 256 * KIB
+"""One frame of it: a quarter of a stream's window, so that sending never waits for one piece."""
+MAX_OFFER_PROOFS_SIZE: Final = 8 * MIB
+"""All proofs of one offer: 600 modules at 12 KiB, or 1,024 at the usual 4 KiB."""
+MAX_FRAUD_SIZE: Final = MAX_DELIVERY_SIZE + 2 * MIB
+"""A fraud proof holds the whole delivery, the offer (one blob) and two letters."""
+
 # --- disk --------------------------------------------------------------------------------------
 DEFAULT_QUOTA_BYTES: Final = 20 * 1024 * MIB
 DISK_FLOOR_FRACTION: Final = 0.05

@@ -20,6 +20,14 @@ from p2p.limits import (
     MAX_RECEIPT_EXPERTS,
     MAX_SAMPLES,
 )
+from p2p.lora_records import (
+    Agreement,
+    Delivery,
+    LoraOffer,
+    OfferAdvert,
+    ProbeReceipt,
+    ProbeRequest,
+)
 from p2p.record_checks import (
     check_count,
     check_files,
@@ -294,6 +302,12 @@ Record = (
     | RouterAdvert
     | ProviderRecord
     | ImageReceipt
+    | LoraOffer
+    | OfferAdvert
+    | Agreement
+    | Delivery
+    | ProbeRequest
+    | ProbeReceipt
 )
 """What may be signed. `RunManifest` and `FileSet` are plain: their CID is all they need."""
 
@@ -323,6 +337,11 @@ def router_key(run: RunId, cluster: ClusterId) -> str:
     return f"{KEY_PREFIX}/{run}/router/{cluster}"
 
 
+def lora_key(run: RunId, cluster: ClusterId) -> str:
+    """DHT key of the adverts of LoRA offers for one cluster's expert."""
+    return f"{KEY_PREFIX}/{run}/lora/{cluster}"
+
+
 def provider_key(run: RunId, root: BlobId) -> str:
     """DHT key under which providers of a folder are found: by the last character of its CID."""
     return f"{KEY_PREFIX}/{run}/have/{root[-2:]}"
@@ -332,16 +351,21 @@ def is_home_of(record: Record, owner: PeerId, key: str) -> bool:
     """Whether a record of `owner` may lie under `key`: nobody is misled by a misplaced one."""
     match record:
         case NodeRecord():
-            return key == node_key(record.run, owner)
+            home = node_key(record.run, owner)
         case Claim():
-            return key == claim_key(record.run, record.cluster)
+            home = claim_key(record.run, record.cluster)
         case ExpertAdvert():
-            return key == expert_key(record.run, record.cluster)
+            home = expert_key(record.run, record.cluster)
         case RouterAdvert():
-            return key == router_key(record.run, record.cluster)
+            home = router_key(record.run, record.cluster)
         case ProviderRecord():
             return key in {provider_key(record.run, root) for root in record.roots}
-        case CheckpointManifest() | ImageReceipt():
-            return key == BLOB_KEY
+        case OfferAdvert():
+            home = lora_key(record.run, record.cluster)
+        case CheckpointManifest() | ImageReceipt() | LoraOffer():
+            home = BLOB_KEY
+        case Agreement() | Delivery() | ProbeRequest() | ProbeReceipt():
+            home = BLOB_KEY
         case _:
             assert_never(record)
+    return key == home

@@ -38,6 +38,14 @@ from p2p.records import (
     claim_key,
     provider_key,
 )
+from tests.support.lora_offers import (
+    agreement,
+    delivery,
+    lora_offer,
+    offer_advert,
+    probe_receipt,
+    probe_request,
+)
 from tests.support.people import (
     NOW,
     RUN,
@@ -64,6 +72,12 @@ RECORDS: list[Record] = [
     provider_record("a", "b"),
     checkpoint_manifest(),
     receipt(b"png"),
+    lora_offer(),
+    offer_advert(),
+    agreement(),
+    delivery(),
+    probe_request(),
+    probe_receipt(),
 ]
 
 

@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import get_args
 
 import msgpack
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2p.codec import SIGNING_TAG, check_envelope, open_signed, pack, unpack
-from p2p.errors import DecodeError, IdentityError, LimitError, SignatureError
+from p2p.errors import DecodeError, IdentityError, LimitError, PeerError, SignatureError
 from p2p.file_sets import FileSet
+from p2p.fraud import FraudProof, check_fraud, pack_fraud, unpack_fraud
 from p2p.gossip_rules import GossipRules
 from p2p.host import Verdict
 from p2p.identity import load_or_create
@@ -28,7 +30,42 @@ from p2p.inference import (
     parse_message,
     parse_request,
 )
-from p2p.limits import CHUNK_SIZE, MAX_IMAGE_REPLY_SIZE, MAX_REQUEST_SIZE, MIB
+from p2p.limits import (
+    CHUNK_SIZE,
+    MAX_ANSWER_FRAME,
+    MAX_IMAGE_REPLY_SIZE,
+    MAX_LORA_FRAME,
+    MAX_OFFER_PROOFS_SIZE,
+    MAX_REQUEST_SIZE,
+    MIB,
+)
+from p2p.lora_matrices import pack_probe, pack_values, unpack_probe, unpack_values
+from p2p.lora_messages import (
+    Agreed,
+    Answer,
+    BuyStart,
+    Delivered,
+    LoraRefusal,
+    Piece,
+    ProbeStart,
+    Question,
+    Receipt,
+    pack_question,
+    pack_reply,
+    pack_start,
+    parse_question,
+    parse_reply,
+    parse_start,
+)
+from p2p.lora_records import (
+    Agreement,
+    Delivery,
+    LoraOffer,
+    OfferAdvert,
+    ProbeReceipt,
+    ProbeRequest,
+)
+from p2p.offer_proofs import open_offer_proofs, pack_offer_proofs
 from p2p.records import (
     CheckpointManifest,
     Claim,
@@ -41,12 +78,33 @@ from p2p.records import (
     RouterAdvert,
     RunManifest,
 )
+from p2p.sealed_box import open_box, public_of
 from p2p.wire import FrameDecoder
+from tests.support.lora_offers import (
+    BUYER_SECRET,
+    OFFER,
+    OFFER_ENVELOPE,
+    OFFER_ID,
+    SELLER_SECRET,
+    agreed_by,
+    agreement,
+    answer,
+    blind_question,
+    ciphertext_for,
+    delivery,
+    delta_question,
+    lora_offer,
+    offer_advert,
+    offer_proofs,
+    probe_receipt,
+    probe_request,
+)
 from tests.support.people import (
     NOW,
     RUN,
     advert,
     alice,
+    bob,
     checkpoint_manifest,
     cid,
     claim,
@@ -72,12 +130,41 @@ RECORDS: dict[type[Record], Record] = {
         provider_record("a"),
         checkpoint_manifest(),
         receipt(b"png"),
+        lora_offer(),
+        offer_advert(),
+        agreement(),
+        delivery(),
+        probe_request(),
+        probe_receipt(),
     )
 }
 RUN_MANIFEST = RunManifest(
     "fashion", 1, "tiny", 96_000, 8_000, cid("shared"), (cid("data"),), ClaimPolicy()
 )
 REQUEST = InferenceRequest(RUN, "a boat", 1, 7, "top2", "ab2", 30, 2.5, 60.0)
+LETTER = agreed_by().envelope
+BOX = ciphertext_for(agreed_by())
+FRAUD = FraudProof(OFFER_ENVELOPE, LETTER, sealed(delivery(), alice), BUYER_SECRET, BOX)
+BLIND, DELTA = blind_question(pairs=2), delta_question()
+
+
+def read_fraud(data: bytes) -> object:
+    try:
+        return check_fraud(unpack_fraud(data), now=NOW)
+    except PeerError as error:  # of parts that do not belong together
+        return error
+
+
+def read_proofs(data: bytes) -> object:
+    try:
+        return open_offer_proofs(data, OFFER, offer_id=OFFER_ID)
+    except PeerError as error:
+        return error
+
+
+def read_box(data: bytes) -> object:
+    sender = public_of(SELLER_SECRET)
+    return open_box(data, secret=BUYER_SECRET, sender=sender, agreement=cid("agreement"))
 
 
 def unpacker(kind: type) -> Decoder:
@@ -97,6 +184,29 @@ DECODERS: dict[str, tuple[Decoder, bytes]] = {
     "check_envelope": (check_envelope, sealed(claim(), alice)),
     "parse_request": (parse_request, pack_request(REQUEST)),
     "parse_message": (parse_message, pack_message(InferenceRefusal("busy", "later"))),
+    "parse_start, probe": (
+        parse_start,
+        pack_start(ProbeStart(sealed(probe_request(), bob))),
+    ),
+    "parse_start, buy": (parse_start, pack_start(BuyStart(sealed(agreement(), bob)))),
+    "parse_question, blind": (parse_question, pack_question(BLIND)),
+    "parse_question, delta": (parse_question, pack_question(DELTA)),
+    **{
+        f"parse_reply {type(reply).__name__}": (parse_reply, pack_reply(reply))
+        for reply in (
+            answer(BLIND),
+            Receipt(sealed(probe_receipt(), alice)),
+            Agreed(LETTER),
+            Delivered(sealed(delivery(), alice)),
+            Piece(BOX),
+            LoraRefusal("busy", "later"),
+        )
+    },
+    "unpack_values": (lambda data: unpack_values(data, 2, 3), pack_values([[1, 2, 3]] * 2)),
+    "unpack_probe": (lambda data: unpack_probe(data, 2, 3), pack_probe([[1, 2, 3]] * 2)),
+    "open_offer_proofs": (read_proofs, pack_offer_proofs(offer_proofs())),
+    "check_fraud": (read_fraud, pack_fraud(FRAUD)),
+    "open_box": (read_box, BOX),
     "parse_blob_id": (lambda data: parse_blob_id(data.decode("latin-1")), cid("x").encode()),
     "parse_peer_id": (lambda data: parse_peer_id(data.decode("latin-1")), alice.peer.encode()),
     "FrameDecoder": (FrameDecoder(max_size=64).feed, b"\0\0\0\x01x"),
@@ -187,6 +297,15 @@ def test_gossip_is_judged_whatever_the_bytes(
         assert record is None or record.envelope == data == good
 
 
+@settings(max_examples=100, deadline=None)
+@given(changes=edits)
+def test_an_edited_fraud_proof_shows_what_was_delivered_or_nothing(
+    changes: list[tuple[str, int, bytes]],
+) -> None:
+    shown = read_fraud(edited(pack_fraud(FRAUD), changes))
+    assert isinstance(shown, PeerError) or shown == check_fraud(FRAUD, now=NOW)
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -266,6 +385,19 @@ BOMBS: dict[str, tuple[Decoder, Callable[[], bytes]]] = {
             + bytes(MAX_IMAGE_REPLY_SIZE - 5)
         ),
     ),
+    "a start of empty maps": (parse_start, lambda: many(b"\x80", MAX_REQUEST_SIZE)),
+    "a question of empty maps": (parse_question, lambda: many(b"\x80", MAX_LORA_FRAME)),
+    "an answer of empty maps": (parse_reply, lambda: many(b"\x80", MAX_ANSWER_FRAME)),
+    "offer proofs of empty maps": (read_proofs, lambda: many(b"\x80", MAX_OFFER_PROOFS_SIZE)),
+    "the largest honest question": (
+        parse_question,
+        lambda: pack_question(Question("m", 64, 0, bytes(64 * 4608 * 2), b"")),
+    ),
+    "the largest honest answer": (
+        parse_reply,
+        lambda: pack_reply(Answer("m", bytes(64 * 4608 * 16), bytes(16_000))),
+    ),
+    "an offer of empty maps": (unpacker(LoraOffer), lambda: many(b"\x80", CHUNK_SIZE)),
     "an envelope of nested envelopes": (
         check_envelope,
         lambda: msgpack.packb([b"\x91" * 1900, bytes(64)]),
@@ -315,5 +447,7 @@ def test_a_bomb_costs_little(name: str) -> None:
 
 def test_every_kind_of_record_is_fuzzed() -> None:
     kinds = {NodeRecord, Claim, ExpertAdvert, RouterAdvert, ProviderRecord}
-    assert set(RECORDS) == kinds | {CheckpointManifest, ImageReceipt}
+    lora = {LoraOffer, OfferAdvert, Agreement, Delivery, ProbeRequest, ProbeReceipt}
+    assert set(RECORDS) == kinds | lora | {CheckpointManifest, ImageReceipt}
+    assert set(RECORDS) == set(get_args(Record))
     assert InferenceProgress.__name__ not in DECODERS  # by way of parse_message

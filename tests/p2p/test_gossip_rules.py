@@ -12,7 +12,9 @@ from p2p.limits import (
     MAX_GOSSIP_SIZE,
     MAX_RECORD_SIZE,
 )
+from p2p.lora_records import OfferAdvert
 from p2p.records import Claim, ExpertAdvert, RouterAdvert, expert_key
+from tests.support.lora_offers import offer_advert, offer_ref
 from tests.support.people import (
     NOW,
     RUN,
@@ -42,6 +44,7 @@ def verdict_of(
 def test_each_topic_is_of_one_run_and_one_kind() -> None:
     assert topic(RUN, "expert") == rules().topic == f"paris/1/{RUN}/expert"
     assert GossipRules(RUN, Claim).topic == topic(RUN, "claim")
+    assert GossipRules(RUN, OfferAdvert).topic == f"paris/1/{RUN}/lora"
     with pytest.raises(ValueError, match="weather"):
         topic(RUN, "weather")
 
@@ -52,11 +55,26 @@ def test_a_record_of_its_owner_is_accepted_on_its_topic_and_no_other() -> None:
     assert verdict is ACCEPT
     assert record is not None
     assert (record.record, record.owner) == (advert(3), alice.peer)
-    for other in (sealed(claim(), alice), sealed(router_advert(), alice)):
+    others = (claim(), router_advert(), offer_advert(3))
+    for other in (sealed(other, alice) for other in others):
         assert verdict_of(rules(), other) is IGNORE  # its key is of another topic
     claims, routers = GossipRules(RUN, Claim), GossipRules(RUN, RouterAdvert)
     assert claims.check(alice.peer, sealed(claim(), alice), NOW)[0] is ACCEPT
     assert routers.check(alice.peer, sealed(router_advert(), alice), NOW)[0] is ACCEPT
+
+
+def test_an_advert_of_offers_is_gossiped_by_its_owner_newest_first() -> None:
+    judge = GossipRules(RUN, OfferAdvert)
+    data, newer = sealed(offer_advert(), alice), offer_advert(issued_at=NOW + 1)
+    assert judge.check(bob.peer, data, NOW)[0] is IGNORE  # not his to pass on
+    verdict, record = judge.check(alice.peer, data, NOW)
+    assert verdict is ACCEPT
+    assert record is not None
+    assert (record.record, record.owner) == (offer_advert(), alice.peer)
+    assert judge.check(alice.peer, sealed(newer, alice), NOW)[0] is ACCEPT
+    older = offer_advert(offers=(offer_ref(1),), issued_at=NOW + 0.5)
+    assert judge.check(alice.peer, sealed(older, alice), NOW)[0] is IGNORE
+    assert judge.check(alice.peer, sealed(advert(2), alice), NOW)[0] is IGNORE
 
 
 def test_the_same_message_again_is_ignored() -> None:

@@ -19,6 +19,14 @@ from p2p.limits import (
     MAX_RECEIPT_EXPERTS,
 )
 from p2p.records import Claim, ClaimPolicy, RunManifest, is_home_of, node_keys
+from tests.support.lora_offers import (
+    agreement,
+    delivery,
+    lora_offer,
+    offer_advert,
+    probe_receipt,
+    probe_request,
+)
 from tests.support.people import (
     NOW,
     RUN,
@@ -235,6 +243,12 @@ def test_a_receipt_is_bounded() -> None:
         provider_record("a", "b"),
         checkpoint_manifest(),
         receipt(b"png"),
+        lora_offer(),
+        offer_advert(3),
+        agreement(),
+        delivery(),
+        probe_request(),
+        probe_receipt(),
     ],
     ids=lambda record: type(record).__name__,
 )

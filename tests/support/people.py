@@ -1,13 +1,21 @@
 """Alice, Bob and Carol: three fixed identities, and short ways to make records they would send."""
 
 from dataclasses import replace
-from typing import Final
+from typing import Final, assert_never
 
 from p2p.codec import BLOB_KEY, Verified, open_signed, seal
 from p2p.file_sets import FileEntry
 from p2p.identity import Identity
 from p2p.ids import BlobId, ClusterId, RunId, blob_id
 from p2p.limits import CHUNK_SIZE
+from p2p.lora_records import (
+    Agreement,
+    Delivery,
+    LoraOffer,
+    OfferAdvert,
+    ProbeReceipt,
+    ProbeRequest,
+)
 from p2p.records import (
     CheckpointManifest,
     Claim,
@@ -20,6 +28,7 @@ from p2p.records import (
     RouterAdvert,
     claim_key,
     expert_key,
+    lora_key,
     node_key,
     provider_key,
     router_key,
@@ -160,17 +169,24 @@ def home_of(record: Record, owner: Identity) -> str:
     """The key a record belongs under."""
     match record:
         case NodeRecord():
-            return node_key(record.run, owner.peer)
+            home = node_key(record.run, owner.peer)
         case Claim():
-            return claim_key(record.run, record.cluster)
+            home = claim_key(record.run, record.cluster)
         case ExpertAdvert():
-            return expert_key(record.run, record.cluster)
+            home = expert_key(record.run, record.cluster)
         case RouterAdvert():
-            return router_key(record.run, record.cluster)
+            home = router_key(record.run, record.cluster)
         case ProviderRecord():
-            return provider_key(record.run, record.roots[0])
-        case CheckpointManifest() | ImageReceipt():
-            return BLOB_KEY
+            home = provider_key(record.run, record.roots[0])
+        case OfferAdvert():
+            home = lora_key(record.run, record.cluster)
+        case CheckpointManifest() | ImageReceipt() | LoraOffer():
+            home = BLOB_KEY
+        case Agreement() | Delivery() | ProbeRequest() | ProbeReceipt():
+            home = BLOB_KEY
+        case _:
+            assert_never(record)
+    return home
 
 
 def sealed(record: Record, owner: Identity, *, lifetime_s: float = 600.0) -> bytes:
@@ -178,7 +194,9 @@ def sealed(record: Record, owner: Identity, *, lifetime_s: float = 600.0) -> byt
     match record:
         case Claim():
             expires_at: float | None = record.expires_at
-        case CheckpointManifest() | ImageReceipt():
+        case CheckpointManifest() | ImageReceipt() | LoraOffer():
+            expires_at = None
+        case Agreement() | Delivery() | ProbeRequest() | ProbeReceipt():
             expires_at = None
         case _:
             expires_at = NOW + lifetime_s
