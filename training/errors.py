@@ -44,6 +44,14 @@ class LoraError(TrainingError):
     """An adapter is incomplete or altered, or was made for another base."""
 
 
+class WrongBaseError(LoraError):
+    """A whole adapter, and a checkpoint that it was not made for."""
+
+
+class ProbeError(TrainingError):
+    """A probe batch is missing, malformed, or cannot be measured on."""
+
+
 class ExportError(TrainingError):
     """A model cannot be exported as asked: a cluster has no expert, or the folder is in use."""
 

@@ -72,6 +72,17 @@ def trained(
     return list(train_lora(LoraJob(base, run, rows, SETTINGS, folder, "bafkbase"))), folder
 
 
+@pytest.fixture(scope="module")
+def learned(
+    base: Expert, run: Run, rows: LoraRows, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of an adapter that has learned: it lowers the loss on rows it never saw."""
+    folder = tmp_path_factory.mktemp("learned") / "dark"
+    longer = replace(SETTINGS, samples=320, batch=8, learning_rate=5e-3)
+    list(train_lora(LoraJob(base, run, rows, longer, folder, "bafkbase")))
+    return folder
+
+
 def velocities(expert: Expert, run: Run) -> Tensor:
     text = run.text.encode(["a disc", "two bars", ""])
     generator = torch.Generator().manual_seed(5)

@@ -6,7 +6,7 @@ are simply absent: weights are renormalised, and the `Route` event says what was
 
 import logging
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, cast
@@ -114,7 +114,7 @@ class Ensemble:
         experts: Mapping[int, Path],
         summaries: Mapping[int, Path] | None = None,
         routers: Mapping[str, Path] | None = None,
-        loras: Mapping[int, Path] | None = None,
+        loras: Mapping[int, tuple[Path, float]] | None = None,
         models: Path | None = None,
     ) -> "Ensemble":
         """Read a run and the experts at hand, each checked in every part.
@@ -126,13 +126,14 @@ class Ensemble:
                 `all` route by the caption alone.
             routers: kind -> folder of a "learned" or "synthetic" router, or of what was measured
                 of "gauss"; one that cannot be used is left out, and logged.
-            loras: cluster -> folder of an adapter to put on its expert.
+            loras: cluster -> folder of an adapter to put on its expert, and its scale.
             models: the user's folder of pretrained parts (`training.parts.hub`).
 
         Raises:
-            CheckpointError: not one expert is whole and of this run; otherwise those that are not
-                are left out, and logged.
-            ConfigError: no expert, or one of a cluster that the run does not have.
+            CheckpointError: not one expert is whole and of this run, or one that an adapter is for
+                is not; otherwise those that are not are left out, and logged.
+            ConfigError: no expert, one of a cluster that the run does not have, or an adapter's
+                scale out of range.
             DataError: no run, or an altered one.
             LoraError: an adapter is altered, or its expert is another one or not here.
             ModelMissingError: a pretrained part of the run is not to be had, or is another.
@@ -142,7 +143,8 @@ class Ensemble:
         counts = run.caption_counts
         rows = [dict(zip(counts.captions, row, strict=True)) for row in counts.counts]
         size = math.prod(run.facts.latent)
-        loaded = with_loras(_load_experts(experts, run), loras or {})
+        wanted = loras or {}
+        loaded = with_loras(_load_experts(experts, run, wanted), wanted)
         fitted = {k: load_summary(path, size) for k, path in (summaries or {}).items()}
         named = _load_routers(routers or {}, run)
         if fitted:
@@ -297,14 +299,18 @@ def _load_tempering(folders: Mapping[str, Path], run: Run) -> Tempering | None:
         return None
 
 
-def _load_experts(folders: Mapping[int, Path], run: Run) -> dict[int, Expert]:
-    """The experts that can be used: one bad file spoils no picture."""
+def _load_experts(
+    folders: Mapping[int, Path], run: Run, needed: Container[int]
+) -> dict[int, Expert]:
+    """The experts that can be used: one bad file spoils no picture, unless it was asked for."""
     loaded: dict[int, Expert] = {}
     problems: list[TrainingError] = []
     for cluster, folder in folders.items():
         try:
             loaded[cluster] = _load_expert(folder, run, cluster)
         except (CheckpointError, TensorFileError) as error:
+            if cluster in needed:
+                raise
             logger.warning("expert of cluster %d left out: %s", cluster, error)
             problems.append(error)
     if problems and not loaded:

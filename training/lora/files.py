@@ -3,6 +3,7 @@
 adapter_config.json          PEFT's settings
 adapter_model.safetensors    A and B of every adapted layer, float32, by PEFT's names
 lora.json                    base checkpoint, shapes, provenance, loss on rows held out
+probe.safetensors, .json     some of those rows (`training.lora.probe`); may be absent
 """
 
 from collections.abc import Mapping
@@ -13,25 +14,25 @@ from typing import Final
 from torch import Tensor
 
 from training.config import OBJECTIVES, SCHEMA
-from training.errors import ConfigError, LoraError
+from training.errors import ConfigError, LoraError, WrongBaseError
 from training.experts.checkpoint import ExpertInfo
 from training.experts.nets import NetShape
 from training.files import digest_of, write_folder
-from training.jsonio import canonical_json, from_json, read_json, to_json
-from training.lora.modules import (
-    MAX_SCALE,
-    MAX_WEIGHT,
-    TARGETS,
-    AdapterShape,
-    ModuleShape,
-)
+from training.jsonio import added, canonical_json, from_json, read_json, to_json
+from training.lora.layers import PROBE_FILES, TARGETS, ModuleShape
+from training.lora.modules import MAX_SCALE, MAX_WEIGHT, AdapterShape
+from training.lora.probe import Probe, probe_files
 from training.lora.settings import MAX_LICENCE_CHARS
 from training.tensors import pack_tensors, read_tensors
 
 ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE: Final = "adapter_model.safetensors"
 LORA_FILE: Final = "lora.json"
-LORA_FILES: Final = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LORA_FILE)
+LORA_FILES: Final = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LORA_FILE, *PROBE_FILES)
+"""What a training leaves; older adapters, and some that were bought, lack the probe."""
+
+MAX_OFFER_CHARS: Final = 100
+"""A CID has about 60."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,9 @@ class LoraInfo:
         held_out: what it does on others.
         licence: of the adapter, in the trainer's words; empty if nothing was said.
         sha256: of `adapter_model.safetensors`: the adapter's id.
+        offer: CID of the signed offer it was bought under; empty for one trained here. What only
+            its seller knows of a bought one is 0 or empty: samples, batch, learning rate, caption
+            drop, rows and data; `held_out` is then what the offer claims, and `seed` its probe's.
     """
 
     schema: int
@@ -130,6 +134,7 @@ class LoraInfo:
     held_out: HeldOutLoss
     licence: str
     sha256: str
+    offer: str = added("")
 
     @property
     def shape(self) -> AdapterShape:
@@ -151,12 +156,15 @@ class LoraInfo:
         return self.alpha / self.rank
 
 
-def lora_files(info: LoraInfo, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+def lora_files(
+    info: LoraInfo, weights: Mapping[str, Tensor], probe: Probe | None = None
+) -> dict[str, bytes]:
     """The files of an adapter's folder; the same facts and weights give the same bytes.
 
     Args:
         info: its `sha256` is filled in here.
         weights: as `AdapterShape.schema` names them.
+        probe: rows to measure it on, kept beside it.
 
     Raises:
         ConfigError: a fact that nothing could have.
@@ -169,16 +177,20 @@ def lora_files(info: LoraInfo, weights: Mapping[str, Tensor]) -> dict[str, bytes
         ADAPTER_CONFIG_FILE: canonical_json(_peft_config(info)),
         ADAPTER_WEIGHTS_FILE: packed,
         LORA_FILE: canonical_json({**to_json(info), "sha256": digest_of(packed)}),
+        **({} if probe is None else probe_files(probe)),
     }
 
 
-def write_lora(folder: Path, info: LoraInfo, weights: Mapping[str, Tensor]) -> LoraInfo:
+def write_lora(
+    folder: Path, info: LoraInfo, weights: Mapping[str, Tensor], probe: Probe | None = None
+) -> LoraInfo:
     """Write an adapter's folder, whole or not at all.
 
     Args:
         folder: must not exist; its parent must.
         info: its `sha256` is filled in.
         weights: as `AdapterShape.schema` names them.
+        probe: rows to measure it on, kept beside it.
 
     Returns:
         The facts as written.
@@ -187,7 +199,7 @@ def write_lora(folder: Path, info: LoraInfo, weights: Mapping[str, Tensor]) -> L
         ConfigError, LoraError: as `lora_files`; nothing is written then.
         OSError: the disk refuses.
     """
-    write_folder(folder, lora_files(info, weights))
+    write_folder(folder, lora_files(info, weights, probe))
     return read_info(folder)
 
 
@@ -240,7 +252,7 @@ def check_base(info: LoraInfo, expert: ExpertInfo) -> None:
     """Refuse to put an adapter on any checkpoint but its own.
 
     Raises:
-        LoraError: naming both checkpoints.
+        WrongBaseError: naming both checkpoints.
     """
     theirs, ours = info.base, LoraBase.of(expert)
     for name, got, expected in (
@@ -249,12 +261,12 @@ def check_base(info: LoraInfo, expert: ExpertInfo) -> None:
         ("text encoder", ours.text, theirs.text),
     ):
         if got != expected:
-            raise LoraError(
+            raise WrongBaseError(
                 f"this LoRA is for a base of {name} {expected}, not {got}: it was made for "
                 f"{theirs}, and this is {ours}"
             )
     if ours.model_digest != theirs.model_digest:
-        raise LoraError(
+        raise WrongBaseError(
             f"this LoRA was made for the checkpoint {theirs}; the one at hand is {ours}"
         )
 
@@ -276,6 +288,8 @@ def _check_facts(info: LoraInfo) -> None:
         )
     if len(info.licence) > MAX_LICENCE_CHARS:
         raise ConfigError(f"{LORA_FILE}: licence of {len(info.licence)} characters")
+    if len(info.offer) > MAX_OFFER_CHARS:
+        raise ConfigError(f"{LORA_FILE}: offer named in {len(info.offer)} characters")
 
 
 def _check_values(weights: Mapping[str, Tensor]) -> None:

@@ -16,13 +16,9 @@ from torch import Tensor, nn
 
 from training.errors import ConfigError
 from training.experts.nets import NetShape
+from training.lora.layers import TARGETS, ModuleShape, check_targets
 from training.parts.libraries import peft_parts
 from training.tensors import TensorSpec
-
-ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD: Final = ("ff.net.0.proj", "ff.net.2")
-TARGETS: Final = {"attention": ATTENTION, "attention+ff": (*ATTENTION, *FEED_FORWARD)}
-"""What may be adapted, by name: the ends of the layers' names (self- and cross-attention alike)."""
 
 MAX_RANK: Final = 64
 MAX_WEIGHT: Final = 32767 / 4096
@@ -35,18 +31,6 @@ PREFIX: Final = "base_model.model."
 """PEFT puts this before every name in an adapter's file."""
 
 _ADAPTER: Final = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleShape:
-    """One adapted layer: its name in the net and its numbers of inputs and outputs."""
-
-    name: str
-    in_features: int
-    out_features: int
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.in_features} to {self.out_features})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +51,7 @@ class AdapterShape:
     rank: int
 
     def __post_init__(self) -> None:
-        if self.targets not in TARGETS:
-            known = ", ".join(TARGETS)
-            raise ConfigError(f"unknown LoRA targets {self.targets!r:.40}; known: {known}")
+        check_targets(self.targets)
         if not 1 <= self.rank <= MAX_RANK:
             raise ConfigError(f"a LoRA's rank must lie in 1..{MAX_RANK}, got {self.rank}")
         for module in self.modules():
@@ -92,7 +74,7 @@ class AdapterShape:
         """Names, dtypes and shapes in `adapter_model.safetensors`, as PEFT names them."""
         found: dict[str, TensorSpec] = {}
         for module in self.modules():
-            name_a, name_b = _names(module)
+            name_a, name_b = weight_names(module)
             found[name_a] = TensorSpec("F32", (self.rank, module.in_features))
             found[name_b] = TensorSpec("F32", (module.out_features, self.rank))
         return found
@@ -107,7 +89,7 @@ def fresh_weights(shape: AdapterShape, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     weights: dict[str, Tensor] = {}
     for module in shape.modules():
-        name_a, name_b = _names(module)
+        name_a, name_b = weight_names(module)
         uniform = torch.rand(shape.rank, module.in_features, generator=generator)
         weights[name_a] = (2 * uniform - 1) / math.sqrt(module.in_features)
         weights[name_b] = torch.zeros(module.out_features, shape.rank)
@@ -145,7 +127,7 @@ def adapter_parameters(net: nn.Module, shape: AdapterShape) -> dict[str, nn.Para
     """The adapter's parameters of an `adapted` net, by their names in the file."""
     found: dict[str, nn.Parameter] = {}
     for module in shape.modules():
-        for name, part in zip(_names(module), ("lora_A", "lora_B"), strict=True):
+        for name, part in zip(weight_names(module), ("lora_A", "lora_B"), strict=True):
             found[name] = net.get_parameter(f"{module.name}.{part}.{_ADAPTER}.weight")
     return found
 
@@ -165,7 +147,7 @@ def merged(
     """
     twin = copy.deepcopy(net)
     for module in shape.modules():
-        name_a, name_b = _names(module)
+        name_a, name_b = weight_names(module)
         weight = twin.get_parameter(f"{module.name}.weight")
         delta = weights[name_b].double() @ weights[name_a].double() * scaling
         with torch.no_grad():
@@ -173,6 +155,6 @@ def merged(
     return twin
 
 
-def _names(module: ModuleShape) -> tuple[str, str]:
-    """The names of A and of B in the file."""
+def weight_names(module: ModuleShape) -> tuple[str, str]:
+    """The names of a layer's A and B in an adapter's file."""
     return f"{PREFIX}{module.name}.lora_A.weight", f"{PREFIX}{module.name}.lora_B.weight"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from training.config import TrainConfig
 from training.errors import ConfigError, DataError
-from training.lora.modules import MAX_RANK, MAX_SCALE, TARGETS
+from training.lora.layers import check_targets
+from training.lora.modules import MAX_RANK, MAX_SCALE
 
 MIN_ROWS: Final = 2
 """One to train on, one to measure on."""
@@ -64,9 +65,7 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= MAX_RANK:
             raise ConfigError(f"a LoRA's rank must lie in 1..{MAX_RANK}, got {self.rank}")
-        if self.targets not in TARGETS:
-            known = ", ".join(TARGETS)
-            raise ConfigError(f"unknown LoRA targets {self.targets!r:.40}; known: {known}")
+        check_targets(self.targets)
         if not 0 < self.strength <= MAX_SCALE:
             raise ConfigError(
                 f"alpha must lie above 0 and at most {MAX_SCALE:g} times the rank, got {self.alpha}"

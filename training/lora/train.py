@@ -15,7 +15,8 @@ from training.errors import ConfigError, DataError, DivergedError, LoraError
 from training.experts.loaded import Expert
 from training.files import remove_folder
 from training.lora.files import LoraInfo, check_base, read_lora, write_lora
-from training.lora.modules import MAX_SCALE, adapted, merged
+from training.lora.losses import with_weights
+from training.lora.modules import MAX_SCALE, merged
 from training.lora.settings import LoraRows, LoraSettings
 from training.lora.trainer import LoraTrainer
 from training.parts.text import UNCONDITIONAL
@@ -140,7 +141,7 @@ def with_lora(expert: Expert, folder: Path, scale: float = 1.0) -> Expert:
 
     Raises:
         ConfigError: a scale out of range.
-        LoraError: altered, or made for another base; names both.
+        LoraError: altered, or made for another base (`WrongBaseError`); names both.
         TensorFileError: malformed weights.
     """
     _check_scale(scale)
@@ -148,20 +149,27 @@ def with_lora(expert: Expert, folder: Path, scale: float = 1.0) -> Expert:
     check_base(info, expert.info)
     if scale == 0:
         return expert
-    net = adapted(expert.net, info.shape, weights, info.scaling * scale)
-    return replace(expert, net=net.eval().requires_grad_(False))
+    return with_weights(expert, info.shape, weights, info.scaling * scale)
 
 
-def with_loras(experts: Mapping[int, Expert], folders: Mapping[int, Path]) -> dict[int, Expert]:
-    """Experts by cluster, some of them with an adapter on.
+def with_loras(
+    experts: Mapping[int, Expert], loras: Mapping[int, tuple[Path, float]]
+) -> dict[int, Expert]:
+    """Experts by cluster, some of them with an adapter on; their earlier selves stay as they were.
+
+    Args:
+        experts: by cluster.
+        loras: cluster -> folder of an adapter, and its scale.
 
     Raises:
+        ConfigError: a scale out of range.
         LoraError: as `with_lora`, or the adapter's expert is not here.
+        TensorFileError: malformed weights.
     """
-    absent = sorted(set(folders) - set(experts))
+    absent = sorted(set(loras) - set(experts))
     if absent:
         raise LoraError(f"a LoRA for the expert of cluster {absent[0]}, which is not here")
-    put_on = {cluster: with_lora(experts[cluster], folder) for cluster, folder in folders.items()}
+    put_on = {k: with_lora(experts[k], folder, scale) for k, (folder, scale) in loras.items()}
     return {**experts, **put_on}
 
 
@@ -205,7 +213,9 @@ def _finish(trainer: LoraTrainer, job: LoraJob) -> LoraInfo:
     """Measure, write the folder, forget the state."""
     held_out = trainer.measure(is_on=False), trainer.measure(is_on=True)
     try:
-        info = write_lora(job.folder, trainer.info(job.cid, held_out), trainer.weights())
+        info = write_lora(
+            job.folder, trainer.info(job.cid, held_out), trainer.weights(), trainer.probe()
+        )
     except LoraError as error:
         raise DivergedError(f"{error}: use a lower learning rate") from error
     discard(job)

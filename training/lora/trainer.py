@@ -13,13 +13,13 @@ from torch import Tensor
 from training.clusters import Cluster, ClusterIndex
 from training.config import SCHEMA, preset
 from training.errors import DataError, DivergedError, LoraError
-from training.experts.batches import Batch, Batches, derive_seed
-from training.experts.gradients import BatchLoss, Gradients, Objective, sample_losses
+from training.experts.batches import Batches, derive_seed
+from training.experts.gradients import BatchLoss, Gradients, Objective
 from training.experts.loaded import Expert
-from training.experts.memory import available_bytes, fitting_batch, sample_bytes
 from training.experts.precision import choose_precision, describe_device
 from training.experts.trainer import rate_at
 from training.lora.files import HeldOutLoss, LoraBase, LoraInfo
+from training.lora.losses import even_draws, fitting_part, mean_loss
 from training.lora.modules import (
     AdapterShape,
     adapted,
@@ -27,6 +27,7 @@ from training.lora.modules import (
     fresh_weights,
     set_enabled,
 )
+from training.lora.probe import Probe
 from training.lora.settings import LoraRows, LoraSettings, split
 from training.lora.state import LoraState, read_state, write_state
 from training.run import Run
@@ -34,6 +35,9 @@ from training.run import Run
 MEASURED_DRAWS: Final = 512
 """(row, time, noise) triples that the held-out loss is a mean of: the same ones before and after,
 so that the difference is far surer than either number."""
+
+PROBE_ROWS: Final = 32
+"""Of those held out are kept beside the adapter: 32 KiB on the bundled run."""
 
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 
@@ -110,26 +114,25 @@ class LoraTrainer:
         self.samples += self._settings.batch
         return found, lr
 
-    @torch.no_grad()
     def measure(self, *, is_on: bool) -> float:
         """Mean squared error on the rows held out, with the adapter or without it.
 
         Times are spread evenly over 0..1, captions are never dropped.
         """
-        generator = torch.Generator().manual_seed(self._seed("measure"))
-        rows = self._held_out.repeat(-(-MEASURED_DRAWS // len(self._held_out)))[:MEASURED_DRAWS]
-        times = (torch.randperm(MEASURED_DRAWS, generator=generator) + 0.5) / MEASURED_DRAWS
-        data = self._rows.latents[rows].float()
-        noise = torch.randn(data.shape, generator=generator)
-        captions = tuple(self._rows.captions[i] for i in rows.tolist())
-        draws = Batch(data, noise, times, captions)
+        rows = self._held_out
+        captions = [self._rows.captions[i] for i in rows.tolist()]
+        seed = self._seed("measure")
+        draws = even_draws(self._rows.latents[rows], captions, MEASURED_DRAWS, seed)
         set_enabled(self._net, self._shape, is_on=is_on)
-        losses = [
-            self._losses_of(draws.part(start, start + self._settings.batch))
-            for start in range(0, MEASURED_DRAWS, self._settings.batch)
-        ]
+        loss = mean_loss(self._net, self._run.text, draws, self._objective, self._settings.batch)
         set_enabled(self._net, self._shape, is_on=True)
-        return float(torch.cat(losses).double().mean())
+        return loss
+
+    def probe(self) -> Probe:
+        """Some of the rows held out, for others to measure the adapter on."""
+        rows = self._held_out[:PROBE_ROWS]
+        captions = [self._rows.captions[i] for i in rows.tolist()]
+        return Probe.of(self._rows.latents[rows], captions, self._seed("probe"))
 
     def save(self, folder: Path) -> None:
         """Write what `restore` needs.
@@ -205,13 +208,9 @@ class LoraTrainer:
         return choose_precision("auto", describe_device(self._device), width).name
 
     def _micro_batch(self) -> int:
-        """Samples at a time that fit a CPU's memory; a GPU says so itself when they do not."""
-        available = available_bytes()
-        if self._device.type != "cpu" or available is None:
-            return self._settings.batch
-        each = sample_bytes(self._net, self._base.info.latent, self._run.text.dim)
-        learned = sum(parameter.nbytes for parameter in self._parameters.values())
-        return fitting_batch(self._settings.batch, each, learned, available)
+        """Samples at a time that fit the memory."""
+        latent, width = self._base.info.latent, self._run.text.dim
+        return fitting_part(self._net, latent, width, self._settings.batch)
 
     def _seed(self, purpose: str) -> int:
         return derive_seed(self._settings.seed, self._base.info.cluster, f"lora {purpose}", 0)
@@ -225,10 +224,6 @@ class LoraTrainer:
         index = ClusterIndex(SCHEMA, info.cluster, info.codec, info.latent, (len(texts),), unique)
         pointers = torch.tensor([place[text] for text in texts], dtype=torch.int64)
         return Cluster(index, self._rows.latents[chosen], pointers)
-
-    def _losses_of(self, batch: Batch) -> Tensor:
-        text = self._run.text.encode(batch.captions).to(self._device)
-        return sample_losses(self._net, batch.to(self._device), text, self._objective)
 
     def _state(self) -> LoraState:
         return LoraState(

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.errors import ConfigError, LoraError, TensorFileError
+from training.errors import ConfigError, LoraError, ProbeError, TensorFileError
 from training.experts.nets import NetShape
 from training.files import digest_of
 from training.lora.files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     LORA_FILE,
+    LORA_FILES,
     HeldOutLoss,
     LoraBase,
     LoraInfo,
@@ -27,6 +28,7 @@ from training.lora.files import (
     write_lora,
 )
 from training.lora.modules import MAX_WEIGHT, AdapterShape, fresh_weights
+from training.lora.probe import Probe, read_probe
 from training.tensors import MAX_HEADER_BYTES, pack_tensors
 
 SHAPE = AdapterShape(NetShape("fashion-tiny", (16, 2, 2), "minilm-l6"), "attention", 2)
@@ -94,6 +96,23 @@ def test_what_is_written_is_read_back_exactly(whole: Path, weights: dict[str, Te
     assert all(torch.equal(read[name], weights[name]) for name in weights)
     assert (info.scaling, info.shape) == (2.0, SHAPE)
     assert read_info(whole) == info
+
+
+def test_probe_lies_beside_the_adapter_and_may_be_absent(
+    whole: Path, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    probe = Probe(torch.ones(2, 16, 2, 2), ("a disc", ""), 3)
+    written = write_lora(tmp_path / "with", INFO, weights, probe)
+    assert sorted(path.name for path in (tmp_path / "with").iterdir()) == sorted(LORA_FILES)
+    assert read_lora(tmp_path / "with")[0] == written == read_info(whole)
+    assert torch.equal(read_probe(tmp_path / "with", BASE.latent).latents, probe.latents)
+    with pytest.raises(ProbeError, match=r"probe.json cannot be read"):
+        read_probe(whole, BASE.latent)
+
+
+def test_adapter_written_before_adapters_were_sold_is_one_s_own(folder: Path) -> None:
+    change(folder / LORA_FILE, lambda value: value.pop("offer"))
+    assert read_lora(folder)[0].offer == ""
 
 
 def test_same_adapter_gives_the_same_bytes(weights: dict[str, Tensor]) -> None:
@@ -237,6 +256,7 @@ def test_symbolic_link_is_not_followed(folder: Path, whole: Path) -> None:
         (lambda v: v["base"].update(latent=[16, 2**40, 2]), "impossible latent"),
         (lambda v: v["base"].update(cluster=-1), "must not be negative"),
         (lambda v: v.update(licence="x" * 201), "licence of 201"),
+        (lambda v: v.update(offer="x" * 101), "offer named in 101"),
         (lambda v: v.update(more=1), "unknown key 'more'"),
         (lambda v: v.pop("data"), "missing key 'data'"),
         (lambda v: v.update(samples="many"), "expected int"),

@@ -6,13 +6,11 @@ import torch
 from training.config import PRESETS, ModelPreset
 from training.errors import ConfigError
 from training.experts.nets import NetShape, build_net
+from training.lora.layers import FEED_FORWARD, TARGETS, ModuleShape
 from training.lora.modules import (
-    FEED_FORWARD,
     MAX_RANK,
     PREFIX,
-    TARGETS,
     AdapterShape,
-    ModuleShape,
     adapted,
     adapter_parameters,
     fresh_weights,

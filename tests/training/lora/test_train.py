@@ -66,7 +66,7 @@ def test_adapter_of_either_objective_learns_and_comes_off_without_a_trace(
     assert torch.allclose(velocities(on, run), merged, atol=1e-5, rtol=1e-5)
 
 
-def test_training_reports_steps_and_leaves_exactly_the_three_files(
+def test_training_reports_steps_and_leaves_exactly_an_adapter_s_files(
     trained: tuple[list[LoraEvent], Path],
 ) -> None:
     events, folder = trained
@@ -282,8 +282,8 @@ def test_ensemble_draws_with_an_adapter_on_one_expert(
     list(train_lora(LoraJob(load_expert(folder, run), run, rows, SETTINGS, tmp_path / "dark")))
     experts = {0: folder}
     plain = Ensemble.load(prepared.shared, experts).generate_batch(["a disc"], seed=3)
-    adapter = {0: tmp_path / "dark"}
+    adapter = {0: (tmp_path / "dark", 1.0)}
     dark = Ensemble.load(prepared.shared, experts, loras=adapter).generate_batch(["a disc"], seed=3)
     assert not torch.equal(dark.pictures, plain.pictures)
     with pytest.raises(LoraError, match="cluster 1, which is not here"):
-        Ensemble.load(prepared.shared, experts, loras={1: tmp_path / "dark"})
+        Ensemble.load(prepared.shared, experts, loras={1: (tmp_path / "dark", 1.0)})
