@@ -64,14 +64,71 @@ class NodeApi(Protocol):
         """Draw.
 
         `request`: {prompt, n, seed, strategy, top_k, threshold, router, sampler, steps, guidance,
-        autoguidance, where, peer}.
+        autoguidance, where, peer, loras: [{id, scale}] or None for those in use}.
 
         Events {event: "route", experts, missing: [cluster], dropped: {cluster: share}, starters:
-        {cluster: share}, unaided: [cluster], unguided: [cluster]} (see
+        {cluster: share}, unaided: [cluster], unguided: [cluster], loras} (see
         `training.drawing.plan.Route`), {event: "progress", step, steps}, {event: "image", index,
         png_base64, receipt}, {event: "done", seed, strategy, sampler, where, experts: [{cluster,
-        cid, peer, weight}], seconds}.
+        cid, peer, weight}], seconds, loras: [{id, cluster, base, scale, offer if bought}]}.
         """
+        ...
+
+    def offers(self) -> Json:
+        """Offers of LoRAs that still stand: those heard of, the newest first, and one's own.
+
+        {schema, run, offers: [{offer, cluster, owner, owner_name, standing, why, name, base, rank,
+        layers, base_loss, adapted_loss, rows, terms, licence, scalars, delta_rows, expires_in_s;
+        measured_base, measured_loss, folder once it was bought}], own: [{offer, cluster, name,
+        terms, expires_in_s, withdrawn, buyers, told_percent, worst_layer, worst_percent,
+        proofs_made, proofs_limit}]}; what a refused offer never said is None.
+        """
+        ...
+
+    async def show_offer(self, cid: str) -> Json:
+        """One offer: a row of `offers` or of `own`, and what its signed record says.
+
+        {schema, run, own, statement, alpha, targets, shapes: [{inputs, rank, outputs, layers,
+        circuit, k}], probe: {cid, rows, seed}, leaks: {scalars, proofs, delta_rows, percent},
+        created_at} on top; a refused offer has its row and its statement alone.
+        """
+        ...
+
+    def make_offer(self, request: Mapping[str, object]) -> AsyncIterator[Json]:
+        """Offer a LoRA of this home, with its proofs.
+
+        `request`: {lora, terms, scalars, delta_rows, days, buyers: [peer]}.
+
+        Events {event: "progress", phase: "measured" or "proved", done, total}, then {event:
+        "done", offer, cluster, base, layers, base_loss, adapted_loss, float_loss, expires_at}.
+        """
+        ...
+
+    def verify_offer(self, cid: str, request: Mapping[str, object]) -> AsyncIterator[Json]:
+        """Look into an offer without having it.
+
+        `request`: {base, probe: folder here, pairs, delta_draws}.
+
+        Events {event: "progress", phase: "proofs" or "probe", done, total}, then {event: "done",
+        offer, cluster, base, layers, rank, rows, base_loss, predicted, captured, ratio,
+        claimed_base, claimed_loss, scalars_left, leak_percent; with delta_draws also delta_base,
+        delta_loss, delta_rows, rows_left, delta_leak_percent}.
+        """
+        ...
+
+    def buy_offer(self, cid: str, request: Mapping[str, object]) -> AsyncIterator[Json]:
+        """Sign an offer's terms, take the LoRA, and measure it.
+
+        `request`: {base}.
+
+        Events {event: "progress", phase: "proofs", "delivered" or "commitments", done, total}, then
+        {event: "done", offer, folder, name, cluster, base, claimed_base, claimed_loss, ratio,
+        measured_base, measured_loss}.
+        """
+        ...
+
+    def withdraw_offer(self, cid: str) -> Json:
+        """Stop an own offer for good: {schema, offer, withdrawn: True}."""
         ...
 
     def stop(self) -> None:

@@ -8,13 +8,14 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Final
 
 import trio
 
+from node.adapters import Adapters
 from node.artist import Artist
 from node.asking import Asking
 from node.board import Board
@@ -41,8 +42,16 @@ from node.http import serve_http
 from node.http.server import UrlStatus
 from node.joining import choose_run, obtain_manifest
 from node.journal import Journal
+from node.lora_asking import LoraAsking
+from node.lora_market import LoraMarket
+from node.lora_service import LoraService
+from node.lora_serving import LoraServing
 from node.membership import Membership
+from node.offer_board import OfferBoard
+from node.offer_draft import Drafting
+from node.offers import Offers
 from node.peerbook import PeerBook
+from node.proving import Proving
 from node.publishing import Publisher
 from node.replication import Replicator
 from node.runs import builtin_run_id
@@ -64,6 +73,7 @@ from p2p.pet_names import pet_name
 logger = logging.getLogger(__name__)
 
 StartHook = Callable[[StartEvent], None]
+_Service = Callable[[], Awaitable[None]]
 _SWARM_PATIENCE_S: Final = 90.0
 """Importing hivemind takes 4 to 9 s on a calm machine, and several nodes may start at once."""
 _CLAIM_PATIENCE_S: Final = 10.0
@@ -187,6 +197,7 @@ async def _run_services(
         watching = Watching(context, catalog, board, replicator)
         claiming = Claiming(context, manifest, catalog, board, publisher)
         artist = Artist(context, drawing, Asking(context))
+        loras, lora_services = _loras(context, catalog)
         api = NodeService(
             context,
             manifest,
@@ -197,6 +208,7 @@ async def _run_services(
             supervisor,
             nursery,
             stop_event=stop,
+            loras=loras,
         )
         services = {
             "watching": watching.run,
@@ -204,6 +216,7 @@ async def _run_services(
             "storage": api.watch_storage,
             "replication": replicator.run,
             "studio": studio.run,
+            **lora_services,
         }
         if context.config.train:
             services["claiming"] = claiming.run
@@ -220,6 +233,21 @@ async def _run_services(
             on_event(NodeReady(time.monotonic() - started, _example(context)))
             await stop.wait()
     context.journal.write("stopped")
+
+
+def _loras(context: NodeContext, catalog: Catalog) -> tuple[LoraService, dict[str, _Service]]:
+    """What answers about offers of adapters, and the services behind it."""
+    proving, adapters = Proving(context.config.paths), Adapters(context.config.paths)
+    offers = Offers(context, Drafting(context, catalog, adapters, proving), proving)
+    board = OfferBoard(context, catalog, proving)
+    market = LoraMarket(context, board, adapters, proving, LoraAsking(context))
+    services: dict[str, _Service] = {
+        "proving": proving.run,
+        "offers": offers.run,
+        "offer board": board.run,
+        "lora serving": LoraServing(context, offers, proving).run,
+    }
+    return LoraService(context, offers, board, market), services
 
 
 @asynccontextmanager

@@ -1,20 +1,23 @@
 """Drawing as the API offers it: here, at a peer, or wherever it can be done; told as events."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+
+import trio
 
 from node.api import Json
 from node.asking import Asking, PeerPicture
 from node.context import NodeContext
 from node.drawing import Drawing, DrawOrder, Materials, image_of, shares_of, to_base64
 from node.errors import NodeError
+from node.lora_choice import ChosenLora, choose_loras
 from node.orders import GenerateOrder
 from node.workers.link import Message
 from p2p.codec import Verified
 from p2p.errors import P2PError
-from p2p.ids import PeerId, blob_id
+from p2p.ids import ClusterId, PeerId, blob_id
 from p2p.records import ImageReceipt
 
 
@@ -32,13 +35,22 @@ class Artist:
         Raises:
             NodeError: whatever the person should read.
         """
-        is_local = order.where == "local"
-        if order.where == "auto":
+        loras = await self._loras(order)
+        is_local = order.where == "local" or bool(loras)
+        if order.where == "auto" and not is_local:
             is_local = await self._can_draw()
-        events = self._here(order.draw) if is_local else self._at_peer(order.draw, order.peer)
+        events = (
+            self._here(order.draw, loras) if is_local else self._at_peer(order.draw, order.peer)
+        )
         async with aclosing(events):
             async for event in events:
                 yield event
+
+    async def _loras(self, order: GenerateOrder) -> tuple[ChosenLora, ...]:
+        """The adapters to draw with; they never leave this machine, so a peer gets none."""
+        if order.where == "peer":
+            return ()
+        return await trio.to_thread.run_sync(choose_loras, self.context.config.paths, order.loras)
 
     async def _can_draw(self) -> bool:
         """Whether to draw here: there is an expert, or nobody else to turn to."""
@@ -50,9 +62,9 @@ class Artist:
             return False
         return True
 
-    async def _here(self, order: DrawOrder) -> AsyncGenerator[Json]:
+    async def _here(self, order: DrawOrder, loras: Sequence[ChosenLora]) -> AsyncGenerator[Json]:
         started = time.monotonic()
-        materials = await self.drawing.materials()
+        materials = await self.drawing.materials(loras)
         shares: dict[int, float] = {}
         async with aclosing(self.drawing.draw(order, materials)) as news:
             async for message in news:
@@ -68,8 +80,9 @@ class Artist:
                     case _:
                         for cluster, share in shares_of(message).items():
                             shares[cluster] = shares.get(cluster, 0.0) + share / order.n
-                        yield self._picture(order, message["index"], image_of(message))
-        yield self._done(order, "local", self._rows(materials, shares), started)
+                        yield self._picture(order, materials, message)
+        done = self._done(order, "local", self._rows(materials, shares), started)
+        yield {**done, "loras": _lora_rows(materials)}
 
     def _route(self, materials: Materials, message: Message) -> Json:
         """Who will draw, what fell on experts that are missing, and who stands in near noise."""
@@ -81,22 +94,23 @@ class Artist:
             "starters": _rounded(shares_of(message, "starters")),
             "unaided": message["unaided"],
             "unguided": message["unguided"],
+            "loras": _lora_rows(materials),
         }
 
     def _rows(self, materials: Materials, shares: dict[int, float]) -> list[Json]:
         return [
             {
                 "cluster": cluster,
-                "cid": advert.record.manifest,
-                "owner": advert.owner,
+                "cid": expert.cid,
+                "owner": expert.owner,
                 "peer": self.context.identity.peer,
                 "weight": round(shares.get(cluster, 0.0), 6),
             }
-            for cluster, (_, advert) in materials.experts.items()
+            for cluster, expert in materials.experts.items()
         ]
 
-    def _picture(self, order: DrawOrder, index: object, png: bytes) -> Json:
-        number = int(str(index))
+    def _picture(self, order: DrawOrder, materials: Materials, message: Message) -> Json:
+        number, png = int(str(message["index"])), image_of(message)
         return {
             "event": "image",
             "index": number,
@@ -110,6 +124,11 @@ class Artist:
                 "steps": order.steps,
                 "guidance": order.guidance,
                 "computed_by": self.context.identity.peer,
+                "experts": [
+                    [cluster, materials.experts[ClusterId(cluster)].cid, share]
+                    for cluster, share in shares_of(message).items()
+                ],
+                "loras": _lora_rows(materials),
             },
         }
 
@@ -139,7 +158,11 @@ class Artist:
                     }
                 else:
                     yield {"event": "progress", "step": answer.step, "steps": answer.steps}
-        yield self._done(order, "peer", experts, started)
+        yield {**self._done(order, "peer", experts, started), "loras": []}
+
+
+def _lora_rows(materials: Materials) -> list[Json]:
+    return [lora.to_json() for lora in materials.loras]
 
 
 def _rounded(shares: dict[int, float]) -> Json:

@@ -11,10 +11,10 @@ from node.clock import now_s
 from node.context import NodeContext
 from node.drawing import DrawOrder
 from node.errors import ErrorCode, NodeError
+from node.reaching import reach
 from p2p.codec import Verified
 from p2p.errors import (
     LimitError,
-    P2PError,
     PeerError,
     RefusedError,
     StreamClosedError,
@@ -123,7 +123,7 @@ class Asking:
     async def _ask(
         self, peer: PeerId, order: DrawOrder
     ) -> AsyncGenerator[PeerProgress | PeerPicture]:
-        await self._connect(peer)
+        await reach(self.context, peer)
         request = InferenceRequest(
             run=self.context.run,
             prompt=order.prompt,
@@ -142,23 +142,6 @@ class Asking:
             async with aclosing(_answers(stream, request, peer)) as answers:
                 async for answer in answers:
                     yield answer
-
-    async def _connect(self, peer: PeerId) -> None:
-        host = self.context.host
-        if any(connected.peer == peer for connected in host.connected()):
-            return
-        record = self.context.peers.get(peer)
-        if record is None:
-            raise TransportError(f"no address of peer {peer} is known")
-        failure: P2PError | None = None
-        for address in record.host_addresses:
-            try:
-                await host.connect(address, timeout_s=DIAL_TIMEOUT_S)
-            except P2PError as error:
-                failure = error
-            else:
-                return
-        raise TransportError(f"peer {peer} can't be reached: {failure}")
 
 
 async def _answers(

@@ -71,14 +71,23 @@ class NodeClient:
 
     @contextmanager
     def stream(
-        self, path: str, body: Mapping[str, object] | None = None
+        self,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        silence_s: float = SILENCE_TIMEOUT_S,
     ) -> Iterator[Iterator[Json]]:
         """The events of POST `path`, as they come; leaving early cancels the work in the node.
+
+        Args:
+            path: of the route.
+            body: sent as JSON.
+            silence_s: how long to wait for the next event, unless the person set a deadline.
 
         Raises:
             NodeError: also from the iterator, when the node reports a failure midway.
         """
-        with self._answer("POST", path, body, SILENCE_TIMEOUT_S) as lines:
+        with self._answer("POST", path, body, silence_s) as lines:
             yield _events(lines)
 
     @contextmanager

@@ -2,21 +2,25 @@
 
 import base64
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from node.catalog import Advert, Catalog
+from node.catalog import Catalog
 from node.context import NodeContext
 from node.errors import ErrorCode, NodeError
-from node.folders import unpacked_expert, unpacked_folder
+from node.folders import unpacked_checkpoint, unpacked_expert, unpacked_folder
+from node.keeping import PULLED
+from node.lora_choice import ChosenLora
 from node.routers import trained_routers
 from node.studio import Studio
 from node.workers.link import Message
+from p2p.codec import Verified
 from p2p.errors import PeerError, StorageError, TransportError
-from p2p.ids import ClusterId
+from p2p.ids import BlobId, ClusterId, PeerId
+from p2p.records import CheckpointManifest
 from p2p.routing import Routing
 
 logger = logging.getLogger(__name__)
@@ -39,14 +43,25 @@ class DrawOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertHere:
+    """A checkpoint on this disk: where it lies, its CID, and who published it."""
+
+    folder: Path
+    cid: BlobId
+    owner: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class Materials:
     """Everything a drawing needs, on disk."""
 
     shared: Path
-    experts: Mapping[ClusterId, tuple[Path, Advert]]
+    experts: Mapping[ClusterId, ExpertHere]
     summaries: Mapping[ClusterId, Path]
     missing: tuple[ClusterId, ...]
     """Clusters whose expert nobody could give: the router's weights are renormalised."""
+    loras: tuple[ChosenLora, ...] = ()
+    """Each one's base is the expert of its cluster."""
 
 
 @dataclass(slots=True)
@@ -57,20 +72,28 @@ class Drawing:
     catalog: Catalog
     studio: Studio
 
-    async def materials(self) -> Materials:
+    async def materials(self, loras: Sequence[ChosenLora] = ()) -> Materials:
         """Bring router summaries and the best expert of each cluster here.
 
+        Args:
+            loras: at most one a cluster, whose expert is then the adapter's base, whatever newer
+                ones there are.
+
         Raises:
-            NodeError: if there is not a single expert.
+            NodeError: if there is not a single expert; `REFUSED` for an adapter whose base is not
+                of this run, before any weights are fetched, or cannot be had.
+            StorageError: if the disk refuses an adapter's base.
         """
         try:
             await self.catalog.refresh()
         except TransportError as error:
             logger.warning("drawing with what is known: %s", error)
-        experts: dict[ClusterId, tuple[Path, Advert]] = {}
+        published = {lora.cluster: await self._published(lora) for lora in loras}
+        bases = {lora.cluster: await self._base(lora, published[lora.cluster]) for lora in loras}
+        experts: dict[ClusterId, ExpertHere] = {}
         summaries: dict[ClusterId, Path] = {}
         for cluster in self.catalog.clusters():
-            expert = await self._expert(cluster)
+            expert = bases.get(cluster) or await self._expert(cluster)
             if expert is not None:
                 experts[cluster] = expert
             summary = await self._summary(cluster)
@@ -84,13 +107,50 @@ class Drawing:
             )
         missing = tuple(k for k in self.catalog.clusters() if k not in experts)
         shared = await unpacked_folder(self.context, self.catalog.manifest.shared, "shared")
-        return Materials(shared, experts, summaries, missing)
+        return Materials(shared, experts, summaries, missing, tuple(loras))
 
-    async def _expert(self, cluster: ClusterId) -> tuple[Path, Advert] | None:
+    async def _published(self, lora: ChosenLora) -> Verified[CheckpointManifest]:
+        """The signed manifest of an adapter's base; none of its weights yet."""
+        try:
+            manifest = await self.context.fetcher.manifest(lora.base)
+        except (NodeError, PeerError, TransportError) as error:
+            raise self._refusal(lora, error) from error
+        cluster, clusters = manifest.record.cluster, self.catalog.clusters()
+        if cluster != lora.cluster or cluster not in clusters:
+            why = f"that is an expert of cluster {cluster}, and this run has {len(clusters)}"
+            raise self._refusal(lora, PeerError(why))
+        return manifest
+
+    async def _base(self, lora: ChosenLora, manifest: Verified[CheckpointManifest]) -> ExpertHere:
+        """An adapter's base, kept for good: nobody may have it once newer ones are published."""
+        try:
+            folder = await unpacked_checkpoint(
+                self.context, lora.base, manifest.owner, label=PULLED
+            )
+        except (NodeError, PeerError, TransportError) as error:
+            raise self._refusal(lora, error) from error
+        return ExpertHere(folder, lora.base, manifest.owner)
+
+    def _refusal(self, lora: ChosenLora, error: Exception) -> NodeError:
+        """Why an adapter's base is not drawn with; a `PeerError` says that it is another one."""
+        ours = self.catalog.best(lora.cluster)
+        drawn_with = ours.record.manifest if ours else "nothing"
+        way = f"bring it here while somebody has it: paris-node experts pull {lora.base}"
+        if isinstance(error, PeerError):
+            way = "train one for this run: paris-node lora train DATA --expert CID"
+        return NodeError(
+            ErrorCode.REFUSED,
+            f"The LoRA {lora.folder.name} was made for the checkpoint {lora.base} alone, while "
+            f"this node draws cluster {lora.cluster} with {drawn_with}: {str(error).rstrip('.')}.",
+            f"{way}; or draw without it: --no-lora",
+        )
+
+    async def _expert(self, cluster: ClusterId) -> ExpertHere | None:
         """The best expert of a cluster that can be had; the next best if its providers are gone."""
         for advert in self.catalog.adverts(cluster):
             try:
-                return await unpacked_expert(self.context, advert), advert
+                folder = await unpacked_expert(self.context, advert)
+                return ExpertHere(folder, advert.record.manifest, advert.owner)
             except (NodeError, PeerError, StorageError, TransportError) as error:
                 logger.warning("expert of cluster %d left out: %s", cluster, error)
         return None
@@ -113,7 +173,8 @@ class Drawing:
             "kind": "draw",
             "shared": str(materials.shared),
             "models": str(self.context.config.models_folder),
-            "experts": {str(k): str(path) for k, (path, _) in materials.experts.items()},
+            "experts": {str(k): str(here.folder) for k, here in materials.experts.items()},
+            "loras": {str(one.cluster): [str(one.folder), one.scale] for one in materials.loras},
             "summaries": {str(k): str(path) for k, path in materials.summaries.items()},
             "routers": {k: str(path) for k, path in trained_routers(self.context.folder).items()},
             "prompt": order.prompt,

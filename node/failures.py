@@ -10,6 +10,7 @@ from p2p.errors import (
     P2PError,
     PeerError,
     QuotaError,
+    RefusedError,
     StorageError,
     TransportError,
 )
@@ -24,6 +25,7 @@ _TABLE: Final = (  # the first row that fits
     (QuotaError, ErrorCode.RESOURCE, ""),
     (StorageError, ErrorCode.RESOURCE, "free some space, or choose another --home DIR"),
     (LimitError, ErrorCode.REFUSED, ""),
+    (RefusedError, ErrorCode.REFUSED, ""),
     (PeerError, ErrorCode.VERIFICATION_FAILED, "try another peer"),
 )
 

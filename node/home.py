@@ -82,6 +82,16 @@ class Home:
         return self.data / "loras"
 
     @property
+    def offers(self) -> Path:
+        """Adapters offered from here, as they will be delivered; private."""
+        return self.data / "offers"
+
+    @property
+    def circuits(self) -> Path:
+        """Keys of proof circuits, derived here; made anew if they are lost."""
+        return self.data / "circuits"
+
+    @property
     def models(self) -> Path:
         """Weights of pretrained parts, put here by the person; one folder each."""
         return self.data / "models"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from node.errors import ErrorCode, NodeError
 from node.folders import checkpoint_folder, materialise, unpacked_place
 from node.home import Home
+from node.lora_shelf import LORA_FILE, SHORT_ID, find_on_shelf, lora_folders
 from node.runs import load_manifest
 from p2p.blobs import BlobStore, blobs_of
 from p2p.codec import BLOB_KEY, open_signed, unpack
@@ -30,14 +31,10 @@ if TYPE_CHECKING:
     from training.lora.train import LoraJob, LoraStep
     from training.sources.data import SkipReport
 
-SHORT_ID: Final = 12
-"""Characters of an adapter's sha256 that name it for a person."""
-
 MAX_PICTURES: Final = 200_000
 """Their latents are held in memory; an adapter learns from far fewer."""
 
 _SLUG_LENGTH: Final = 32
-_LORA_FILE: Final = "lora.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,7 @@ class Shelved:
 
     @property
     def size_bytes(self) -> int:
-        """Of its three files."""
+        """Of its files, the probe beside it included."""
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
 
@@ -131,11 +128,7 @@ def shelved(home: Home) -> Iterator[Shelved | tuple[Path, str]]:
     from training.errors import LoraError  # noqa: PLC0415
     from training.lora.files import read_info  # noqa: PLC0415
 
-    if not home.loras.is_dir():
-        return
-    for folder in sorted(home.loras.iterdir()):
-        if folder.name.startswith(".") or not folder.is_dir():
-            continue
+    for folder in lora_folders(home):
         try:
             yield Shelved(folder, read_info(folder))
         except LoraError as error:
@@ -143,7 +136,7 @@ def shelved(home: Home) -> Iterator[Shelved | tuple[Path, str]]:
 
 
 def find_lora(home: Home, wanted: str) -> Shelved:
-    """An adapter by its folder, its name on the shelf, or its id; checked in every part.
+    """An adapter by its folder, or as `find_on_shelf` finds it; checked in every part.
 
     Raises:
         NodeError: `NOT_FOUND`, or `VERIFICATION_FAILED` for one that is altered or broken.
@@ -151,7 +144,8 @@ def find_lora(home: Home, wanted: str) -> Shelved:
     from training.errors import LoraError, TensorFileError  # noqa: PLC0415
     from training.lora.files import read_lora  # noqa: PLC0415
 
-    folder = _place_of(home, wanted)
+    is_folder = wanted and (Path(wanted) / LORA_FILE).is_file()
+    folder = Path(wanted) if is_folder else find_on_shelf(home, wanted).folder
     try:
         info, _ = read_lora(folder)
     except (LoraError, TensorFileError) as error:
@@ -159,24 +153,6 @@ def find_lora(home: Home, wanted: str) -> Shelved:
             ErrorCode.VERIFICATION_FAILED, f"{error}.", f"train it again, or remove {folder}"
         ) from error
     return Shelved(folder, info)
-
-
-def _place_of(home: Home, wanted: str) -> Path:
-    places = (Path(wanted), home.loras / wanted) if wanted else ()
-    for folder in places:
-        if (folder / _LORA_FILE).is_file():
-            return folder
-    found = [
-        item.folder
-        for item in shelved(home)
-        if isinstance(item, Shelved) and wanted and item.info.sha256.startswith(wanted)
-    ]
-    if len(found) == 1:
-        return found[0]
-    what = f"{len(found)} LoRAs here have an id like" if found else "There is no LoRA"
-    raise NodeError(
-        ErrorCode.NOT_FOUND, f"{what} {wanted!r}.", "see those here: paris-node lora list"
-    )
 
 
 def make_ready(

@@ -1,11 +1,12 @@
 """What is to be drawn: a request that `node.http.requests` has checked, as values. Pure."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
 from node.drawing import DrawOrder
+from node.lora_choice import LoraWish
 from p2p.ids import PeerId
 from p2p.routing import AUTOGUIDANCE_DIGITS, Routing
 
@@ -21,6 +22,8 @@ class GenerateOrder:
     """auto, local or peer."""
     peer: PeerId | None
     """Whom to ask; None for whoever serves."""
+    loras: tuple[LoraWish, ...] | None = None
+    """Adapters to draw with, here; None for those in use."""
 
 
 def order_of(request: Mapping[str, object]) -> GenerateOrder:
@@ -42,4 +45,14 @@ def order_of(request: Mapping[str, object]) -> GenerateOrder:
         guidance=float(cast("float", request["guidance"])),
     )
     peer = request["peer"]
-    return GenerateOrder(draw, str(request["where"]), None if peer is None else PeerId(str(peer)))
+    asked = None if peer is None else PeerId(str(peer))
+    return GenerateOrder(draw, str(request["where"]), asked, _wishes(request["loras"]))
+
+
+def _wishes(loras: object) -> tuple[LoraWish, ...] | None:
+    if loras is None:
+        return None
+    rows = cast("Sequence[Mapping[str, object]]", loras)
+    return tuple(
+        LoraWish(str(row["id"]), float(cast("float", row.get("scale", 1.0)))) for row in rows
+    )

@@ -19,6 +19,7 @@ from node.errors import ErrorCode, NodeError
 from node.failures import for_people
 from node.folders import checkpoint_folder, unpacked_checkpoint
 from node.keeping import PULLED
+from node.lora_service import LoraService
 from node.membership import Membership
 from node.orders import order_of
 from node.providers import find_providers
@@ -48,6 +49,7 @@ class NodeService:
     supervisor: Supervisor
     nursery: trio.Nursery
     stop_event: trio.Event
+    loras: LoraService
     _started: float = field(default_factory=time.monotonic)
     _stored_bytes: int = 0
 
@@ -301,6 +303,30 @@ class NodeService:
                     yield event
         except P2PError as error:
             raise for_people(error) from error
+
+    def offers(self) -> Json:
+        """Offers of LoRAs, others' and our own."""
+        return self.loras.offers()
+
+    async def show_offer(self, cid: str) -> Json:
+        """One offer."""
+        return await self.loras.show_offer(cid)
+
+    def make_offer(self, request: Mapping[str, object]) -> AsyncGenerator[Json]:
+        """Offer a LoRA of this home."""
+        return self.loras.make_offer(request)
+
+    def verify_offer(self, cid: str, request: Mapping[str, object]) -> AsyncGenerator[Json]:
+        """Look into an offer."""
+        return self.loras.verify_offer(cid, request)
+
+    def buy_offer(self, cid: str, request: Mapping[str, object]) -> AsyncGenerator[Json]:
+        """Sign an offer's terms and take the LoRA."""
+        return self.loras.buy_offer(cid, request)
+
+    def withdraw_offer(self, cid: str) -> Json:
+        """Stop an own offer for good."""
+        return self.loras.withdraw_offer(cid)
 
     def stop(self) -> None:
         """Begin a graceful stop."""

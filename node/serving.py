@@ -146,7 +146,7 @@ class Serving:
             steps=request.steps,
             guidance=request.guidance,
             experts=tuple(
-                (cluster, materials.experts[ClusterId(cluster)][1].record.manifest, share)
+                (cluster, materials.experts[ClusterId(cluster)].cid, share)
                 for cluster, share in shares_of(message).items()
             ),
             seconds=seconds,

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from node.database import execute, open_database
 from node.errors import ErrorCode, NodeError
-from p2p.errors import StorageError
+from node.lora_state import LORA_SCHEMA, LoraState
 from p2p.ids import BlobId, ClusterId, PeerId, RunId
 
-SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = """
+_FIRST_SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE epochs (
     run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL,
@@ -39,8 +39,8 @@ CREATE TABLE summaries (
     PRIMARY KEY (run, cluster)
 ) STRICT;
 """
-CREATION_SCRIPT: Final = f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-"""One transaction: a power cut leaves an empty file, which is made again, or all of it."""
+_STEPS: Final = (_FIRST_SCHEMA, LORA_SCHEMA)
+SCHEMA_VERSION: Final = len(_STEPS)
 _MAX_PEERS: Final = 200
 
 
@@ -64,16 +64,17 @@ class State:
     """The node's memory on disk; see the module's docstring.
 
     Every method raises `StorageError` if the disk refuses.
+
+    Attributes:
+        loras: the tables of LoRA offers.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+        self.loras = LoraState(connection)
 
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(statement, values)
-        except sqlite3.OperationalError as error:
-            raise StorageError(f"the node's database can't be written: {error}") from error
+        return execute(self._db, statement, values)
 
     def run(self) -> RunId | None:
         """The run this home belongs to, if it ever joined one."""
@@ -206,35 +207,10 @@ class State:
 
 @contextmanager
 def open_state(path: Path) -> Iterator[State]:
-    """Open, or make, a home's database.
+    """Open, or make, a home's database; one of an older version is brought up to date.
 
     Raises:
         NodeError: if the file is not ours, is damaged, or was written by a newer version.
     """
-    try:
-        connection = sqlite3.connect(path, isolation_level=None)
-        try:
-            _prepare(connection, path)
-            yield State(connection)
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
-        raise NodeError(
-            ErrorCode.FAILED,
-            f"the node's database {path} can't be used: {error}",
-            f"move it away and start again; epochs are learned anew: mv {path} {path}.bad",
-        ) from error
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0:
-        connection.executescript(CREATION_SCRIPT)
-    elif version != SCHEMA_VERSION:
-        raise NodeError(
-            ErrorCode.REFUSED,
-            f"{path} has schema {version}; this version of paris-node reads {SCHEMA_VERSION}",
-            "update paris-node, or use another home",
-        )
+    with open_database(path, _STEPS) as connection:
+        yield State(connection)

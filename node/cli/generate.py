@@ -11,6 +11,7 @@ import click
 from node.api import SCHEMA, Json
 from node.cli.command import VerbCommand
 from node.cli.files import plan_pictures, write_whole
+from node.cli.lora_wishes import idle_lines, lora_lines, wished_loras
 from node.cli.options import Options, pass_options
 from node.cli.output import duration_text, print_json, short_id
 from node.cli.progress import Progress
@@ -25,8 +26,8 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
     cls=VerbCommand,
     examples=(
         'paris-node generate "a red boat at dawn" -o boat.png',
-        'paris-node generate "an ankle boot" -n 4 --seed 7 --strategy top2 --explain',
-        'paris-node generate "a bag" --where peer --json',
+        'paris-node generate "a bag" -n 4 --seed 7 --strategy top2 --explain',
+        'paris-node generate "a bag" --lora my-style:0.8',
     ),
 )
 @click.argument("prompt")
@@ -88,13 +89,30 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
     help="Who draws; a peer sees the prompt.",
 )
 @click.option("--peer", metavar="ID", help="The peer that draws (implies --where peer).")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="ID[:SCALE]",
+    help="Draw with a LoRA kept here, instead of those in use; one for each expert.",
+)
+@click.option("--no-lora", is_flag=True, help="Draw without those in use (see: lora use).")
 @click.option("--explain", is_flag=True, help="Say which experts drew, and with what weight.")
 @pass_options
-def generate(options: Options, *, output: Path | None, explain: bool, **request: Any) -> None:  # noqa: ANN401
+def generate(
+    options: Options,
+    *,
+    output: Path | None,
+    explain: bool,
+    loras: tuple[str, ...],
+    no_lora: bool,
+    **request: Any,  # noqa: ANN401
+) -> None:
     """Draw pictures for PROMPT with the experts of the run."""
-    paths = plan_pictures(output, request["prompt"], request["n"])
     if request["peer"] is not None and request["where"] == "auto":
         request["where"] = "peer"
+    request["loras"] = wished_loras(loras, no_lora=no_lora, where=request["where"])
+    paths = plan_pictures(output, request["prompt"], request["n"])
     client = options.client()
     me = client.get("/api/v1/status").get("peer_id") if explain else None
     album = _Album(paths, options=options, explains_to=me)
@@ -110,6 +128,8 @@ def generate(options: Options, *, output: Path | None, explain: bool, **request:
     if explain:
         click.echo(f"drew    {_experts_text(done, album.me)}   by {done.get('strategy')}")
     if not options.quiet:
+        for line in idle_lines(done):
+            click.echo(line, err=True)
         seconds = duration_text(done.get("seconds"))
         click.echo(f"drawn   {done.get('where')}   seed {done.get('seed')}   {seconds}")
 
@@ -163,7 +183,7 @@ class _Album:
     def to_json(self, done: Mapping[str, Any]) -> Json:
         """The answer of --json: {schema, files, seed, strategy, sampler, where, experts, seconds}.
 
-        Each expert is {cluster, cid, peer, weight}; `receipts` come on top.
+        Each expert is {cluster, cid, peer, weight}; `receipts` and `loras` come on top.
         """
         answer: Json = {"schema": SCHEMA, "files": [str(path) for path in self.saved]}
         answer["receipts"] = [str(path) for path in self.receipts]
@@ -173,6 +193,7 @@ class _Album:
             {key: expert.get(key) for key in ("cluster", "cid", "peer", "weight")}
             for expert in done.get("experts") or []
         ]
+        answer["loras"] = done.get("loras") or []
         return answer
 
     def _save(self, event: Mapping[str, Any]) -> None:
@@ -222,6 +243,7 @@ def _route_lines(event: Mapping[str, Any], me: object) -> Iterator[str]:
         for cluster in event.get("missing") or []
     ]
     yield f"route   {_experts_text(event, me)}"
+    yield from lora_lines(event)
     if missing:
         yield f"        renormalised: {', '.join(missing)}"
     if starters := event.get("starters"):

@@ -1,4 +1,4 @@
-"""Adapters: train one on a published expert, list and show those kept here."""
+"""Adapters: train one on a published expert; the other verbs are put together here."""
 
 import signal
 import time
@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from node.api import SCHEMA, Json
+from node.api import SCHEMA
 from node.cli.command import VerbGroup
 from node.cli.experts import checked_cid, pull_checkpoint
 from node.cli.files import check_folder
+from node.cli.lora_judge import judge
+from node.cli.lora_market import buy, verify
+from node.cli.lora_offers import offer, withdraw
+from node.cli.lora_shelf import held_out_text, list_loras, lora_json, show
+from node.cli.lora_use import use
 from node.cli.options import Options, pass_options
 from node.cli.output import (
-    count_text,
     duration_text,
     print_fields,
     print_json,
-    print_table,
     short_id,
     size_text,
 )
@@ -44,18 +47,18 @@ REPORT_EVERY_S: Final = 0.2
     cls=VerbGroup,
     examples=(
         "paris-node lora train ./my-pictures --expert bafkrei...",
-        "paris-node lora list",
-        "paris-node lora show my-pictures-4zjq5m-r4",
+        "paris-node lora use my-pictures-4zjq5m-r4",
+        "paris-node lora verify bafkrei...",
     ),
 )
 def lora() -> None:
-    """Train an adapter on an expert; list and show those here."""
+    """Train an adapter, use it, offer it; look into others' and buy."""
 
 
 @lora.command(
     examples=(
         "paris-node lora train ./my-pictures --expert bafkrei...",
-        "paris-node lora train ./my-pictures --expert bafkrei... --rank 8 --samples 20000",
+        "paris-node lora train ./boots --expert bafkrei... --rank 8 --samples 20000",
         "paris-node lora train ./my-pictures --expert bafkrei... -o ./my-style --json",
     )
 )
@@ -215,7 +218,7 @@ def _first_signal() -> Iterator[Event]:
 
 def _tell(options: Options, done: "Shelved", seconds: float) -> None:
     if options.json:
-        print_json({"schema": SCHEMA, "lora": _lora_json(done), "seconds": round(seconds, 1)})
+        print_json({"schema": SCHEMA, "lora": lora_json(done), "seconds": round(seconds, 1)})
         return
     click.echo(done.folder)
     if options.quiet:
@@ -224,7 +227,7 @@ def _tell(options: Options, done: "Shelved", seconds: float) -> None:
     print_fields(
         [
             ("id", done.id),
-            ("loss", _loss_text(done)),
+            ("loss", held_out_text(done)),
             ("size", size_text(done.size_bytes)),
             ("took", duration_text(seconds)),
             ("see it", f"paris-node lora show {done.name}"),
@@ -238,108 +241,5 @@ def _tell(options: Options, done: "Shelved", seconds: float) -> None:
         )
 
 
-@lora.command(
-    "list",
-    examples=("paris-node lora list", "paris-node lora list -q", "paris-node lora list --json"),
-)
-@pass_options
-def list_loras(options: Options) -> None:
-    """The LoRAs kept in this home."""
-    from node.loras import Shelved, shelved
-
-    found = list(shelved(options.settings().paths))
-    good = [item for item in found if isinstance(item, Shelved)]
-    broken = [item for item in found if not isinstance(item, Shelved)]
-    if options.json:
-        print_json(
-            {
-                "schema": SCHEMA,
-                "loras": [_lora_json(item) for item in good],
-                "broken": [{"path": str(path), "why": why} for path, why in broken],
-            }
-        )
-        return
-    rows = [
-        (
-            item.name,
-            item.id,
-            str(item.info.base.cluster),
-            str(item.info.rank),
-            f"{item.info.held_out.before:.3f} -> {item.info.held_out.after:.3f}",
-            size_text(item.size_bytes),
-        )
-        for item in good
-    ]
-    if rows:
-        print_table(("NAME", "ID", ">CLUSTER", ">RANK", ">LOSS", ">SIZE"), rows)
-    else:
-        click.echo("No LoRA is kept here yet: paris-node lora train DATA --expert CID")
-    for path, why in broken:
-        click.echo(f"broken  {path}: {why}", err=True)
-
-
-@lora.command(
-    examples=(
-        "paris-node lora show my-pictures-4zjq5m-r4",
-        "paris-node lora show ./my-style",
-        "paris-node lora show 1f4d051654 --json | jq .lora.base.cid",
-    )
-)
-@click.argument("wanted", metavar="FOLDER|NAME|ID")
-@pass_options
-def show(options: Options, wanted: str) -> None:
-    """One LoRA, checked in every part: its base, its shape, what it was measured to do."""
-    from node.loras import find_lora
-
-    found = find_lora(options.settings().paths, wanted)
-    if options.json:
-        print_json({"schema": SCHEMA, "lora": _lora_json(found)})
-        return
-    info = found.info
-    base = info.base
-    print_fields(
-        [
-            ("name", found.name),
-            ("id", info.sha256 if options.verbose else found.id),
-            ("folder", str(found.folder)),
-            (
-                "base",
-                f"expert of cluster {base.cluster}, {base.preset}, {base.objective}\n"
-                f"{base.cid or 'never published'}\n"
-                f"weights {short_id(base.model_digest, whole=options.verbose)}",
-            ),
-            ("changes", f"{len(info.modules)} layers ({info.targets})"),
-            ("rank", f"{info.rank}   alpha {info.alpha:g}   {info.parameters:,} numbers"),
-            (
-                "trained",
-                f"{count_text(info.samples)} samples of {count_text(info.rows)} pictures"
-                f"   seed {info.seed}",
-            ),
-            ("loss", _loss_text(found)),
-            ("data", short_id(info.data, whole=options.verbose)),
-            ("licence", info.licence or "not said"),
-            ("size", size_text(found.size_bytes)),
-            ("checked", "every file against its digest, every number against its bounds"),
-        ]
-    )
-
-
-def _loss_text(found: "Shelved") -> str:
-    held_out = found.info.held_out
-    change = held_out.after / held_out.before - 1 if held_out.before else 0.0
-    pictures = "1 picture" if held_out.rows == 1 else f"{held_out.rows} pictures"
-    return f"{held_out.before:.4f} -> {held_out.after:.4f} ({change:+.0%}) on {pictures} held out"
-
-
-def _lora_json(found: "Shelved") -> Json:
-    """{id, name, path, bytes, parameters, and the facts of lora.json}."""
-    from training.jsonio import to_json
-
-    return {
-        "id": found.id,
-        "name": found.name,
-        "path": str(found.folder),
-        "bytes": found.size_bytes,
-        "parameters": found.info.parameters,
-        **to_json(found.info),
-    }
+for command in (list_loras, show, offer, withdraw, verify, buy, judge, use):
+    lora.add_command(command)

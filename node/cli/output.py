@@ -82,6 +82,11 @@ def is_interactive() -> bool:
     return sys.stderr.isatty()
 
 
+def can_ask() -> bool:
+    """Whether somebody is there to read a question and to answer it."""
+    return sys.stdin.isatty() and is_interactive()
+
+
 def short_id(text: object, *, whole: bool = False) -> str:
     """A peer id or CID, abbreviated for a person: `12D3KooWGR…DMZSnA`."""
     if not isinstance(text, str):

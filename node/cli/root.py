@@ -15,7 +15,10 @@ _VERBS: Final = {
     "peers": ("node.cli.inspect:peers", "Who is connected."),
     "clusters": ("node.cli.inspect:clusters", "Who owns which cluster, and which needs a node."),
     "experts": ("node.cli.experts:experts", "Find, show and pull checkpoints by CID."),
-    "lora": ("node.cli.lora:lora", "Train an adapter on an expert; list and show those here."),
+    "lora": (
+        "node.cli.lora:lora",
+        "Train an adapter, use it, offer it; look into others' and buy.",
+    ),
     "generate": ("node.cli.generate:generate", "Draw pictures for a prompt."),
     "router": ("node.cli.router:router", "Train routers of your own; list and show them."),
     "run": ("node.cli.runs:run", "Make a run from data; list and show runs."),

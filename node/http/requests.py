@@ -1,14 +1,23 @@
 """What a request asks for, checked: bytes and strings in, plain values out. Pure."""
 
-import json
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from node.api import Json
-from node.errors import ErrorCode, NodeError
+from node.http.fields import (
+    REQUIRED,
+    Fields,
+    is_number,
+    is_one_of,
+    is_peer,
+    is_whole,
+    parse_fields,
+    parse_object,
+    usage,
+)
+from node.lora_use import MAX_LORA_SCALE
 from p2p import limits
 from p2p.errors import DecodeError
-from p2p.ids import parse_blob_id, parse_peer_id
+from p2p.ids import parse_blob_id
 from p2p.routing import DEFAULT_THRESHOLD, DEFAULT_TOP_K, ROUTERS, SAMPLERS, STRATEGIES
 
 MAX_SEED: Final = 2**63 - 1
@@ -16,21 +25,8 @@ MAX_SEED: Final = 2**63 - 1
 MAX_LOCAL_IMAGES: Final = 1024
 """In one request, on this machine; a peer draws `limits.MAX_IMAGES_PER_REQUEST` at most."""
 PLACES: Final = ("auto", "local", "peer")
-
-Check = Callable[[object], bool]
-
-
-def _is_whole(low: int, high: int) -> Check:
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def _is_number(low: float, high: float) -> Check:
-    def check(value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return False
-        return low <= value <= high  # false for NaN
-
-    return check
+MAX_LORA_ID_CHARS: Final = 255
+"""A folder's name on most file systems."""
 
 
 def _is_prompt(value: object) -> bool:
@@ -42,76 +38,86 @@ def _is_prompt(value: object) -> bool:
         return False
 
 
-def _is_peer(value: object) -> bool:
-    try:
-        return bool(parse_peer_id(value))
-    except DecodeError:
+def _are_loras(value: object) -> bool:
+    if not isinstance(value, list) or len(value) > limits.MAX_CLUSTERS:
         return False
+    is_scale = is_number(-MAX_LORA_SCALE, MAX_LORA_SCALE)
+    names = set()
+    for item in value:
+        if not isinstance(item, dict) or not item.keys() <= {"id", "scale"}:
+            return False
+        name = item.get("id")
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_LORA_ID_CHARS:
+            return False
+        if not is_scale(item.get("scale", 1.0)):
+            return False
+        names.add(name)
+    return len(names) == len(value)
 
 
-def _is_one_of(words: tuple[str, ...]) -> Check:
-    return lambda value: isinstance(value, str) and value in words
-
-
-_GENERATE: Final[Mapping[str, tuple[Check, str, object]]] = {
-    # field: (check, what is expected, value when it is absent)
-    "prompt": (_is_prompt, f"1 to {limits.MAX_PROMPT_BYTES} bytes of text", None),
-    "n": (_is_whole(1, MAX_LOCAL_IMAGES), f"a whole number from 1 to {MAX_LOCAL_IMAGES}", 1),
-    "seed": (_is_whole(0, MAX_SEED), f"a whole number from 0 to {MAX_SEED}", None),
-    "strategy": (_is_one_of(STRATEGIES), f"one of {', '.join(STRATEGIES)}", None),
-    "top_k": (_is_whole(1, limits.MAX_CLUSTERS), f"1 to {limits.MAX_CLUSTERS}", None),
-    "threshold": (_is_number(0, 1), "a number from 0 to 1", None),
-    "router": (_is_one_of(ROUTERS), f"one of {', '.join(ROUTERS)}", None),
-    "sampler": (_is_one_of(SAMPLERS), f"one of {', '.join(SAMPLERS)}", "ab2"),
+_GENERATE: Final[Fields] = {
+    "prompt": (_is_prompt, f"1 to {limits.MAX_PROMPT_BYTES} bytes of text", REQUIRED),
+    "n": (is_whole(1, MAX_LOCAL_IMAGES), f"a whole number from 1 to {MAX_LOCAL_IMAGES}", 1),
+    "seed": (is_whole(0, MAX_SEED), f"a whole number from 0 to {MAX_SEED}", None),
+    "strategy": (is_one_of(STRATEGIES), f"one of {', '.join(STRATEGIES)}", None),
+    "top_k": (is_whole(1, limits.MAX_CLUSTERS), f"1 to {limits.MAX_CLUSTERS}", None),
+    "threshold": (is_number(0, 1), "a number from 0 to 1", None),
+    "router": (is_one_of(ROUTERS), f"one of {', '.join(ROUTERS)}", None),
+    "sampler": (is_one_of(SAMPLERS), f"one of {', '.join(SAMPLERS)}", "ab2"),
     "steps": (
-        _is_whole(1, limits.MAX_STEPS),
+        is_whole(1, limits.MAX_STEPS),
         f"a whole number from 1 to {limits.MAX_STEPS}",
         10,  # AB2 at 10 beats Euler at 20
     ),
     "guidance": (
-        _is_number(0, limits.MAX_GUIDANCE),
+        is_number(0, limits.MAX_GUIDANCE),
         f"a number from 0 to {limits.MAX_GUIDANCE:g}",
         4.0,
     ),
     "autoguidance": (
-        _is_number(0, limits.MAX_AUTOGUIDANCE),
+        is_number(0, limits.MAX_AUTOGUIDANCE),
         f"a number from 0 to {limits.MAX_AUTOGUIDANCE:g}",
         0.0,
     ),
-    "where": (_is_one_of(PLACES), f"one of {', '.join(PLACES)}", "auto"),
-    "peer": (_is_peer, "a peer id, '12D3KooW...'", None),
+    "where": (is_one_of(PLACES), f"one of {', '.join(PLACES)}", "auto"),
+    "peer": (is_peer, "a peer id, '12D3KooW...'", None),
+    "loras": (
+        _are_loras,
+        "a list of {id, scale}, each id once, each scale from "
+        f"{-MAX_LORA_SCALE:g} to {MAX_LORA_SCALE:g}",
+        None,
+    ),
 }
 
 
 def parse_generate(body: bytes) -> Json:
-    """The request of `NodeApi.generate`: every field present; seed and peer None if unsaid.
+    """The request of `NodeApi.generate`: every field present; seed, peer, loras None if unsaid.
 
     Raises:
         NodeError: `USAGE` naming the field, what was got and what is expected.
     """
-    request = _parse_object(body)
-    unknown = sorted(request.keys() - _GENERATE.keys())
-    if unknown:
-        raise _usage(f"Unknown field {unknown[0]!r:.60}.", f"fields: {', '.join(_GENERATE)}")
-    if request.get("prompt") is None:
-        raise _usage("The prompt is missing.", 'send {"prompt": "a red boat at dawn"}')
-    parsed: dict[str, Any] = {}
-    for field, (check, expected, default) in _GENERATE.items():
-        value = request.get(field)
-        if value is None:
-            value = default
-        elif not check(value):
-            raise _usage(f"Bad {field}: got {_short(value)}, expected {expected}.")
-        parsed[field] = value
+    parsed = parse_fields(parse_object(body), _GENERATE)
     _settle_routing(parsed)
     if parsed["peer"] is not None and parsed["where"] == "local":
-        raise _usage("A peer is named, but where is 'local'.", "leave one of the two out")
+        raise usage("A peer is named, but where is 'local'.", "leave one of the two out")
+    if parsed["loras"]:
+        _settle_loras(parsed)
     if parsed["where"] != "local" and parsed["n"] > limits.MAX_IMAGES_PER_REQUEST:
-        raise _usage(
+        raise usage(
             f"Bad n: got {parsed['n']}; a peer draws at most {limits.MAX_IMAGES_PER_REQUEST}.",
             "draw more on this machine: --where local",
         )
     return parsed
+
+
+def _settle_loras(parsed: dict[str, Any]) -> None:
+    """An adapter never leaves the machine: whoever asks for one means to draw here."""
+    if parsed["where"] == "peer" or parsed["peer"] is not None:
+        raise usage(
+            "A LoRA never leaves this machine, so that no peer can draw with it.",
+            "draw here: --where local; or without it: --no-lora",
+        )
+    parsed["where"] = "local"
 
 
 def _settle_routing(parsed: dict[str, Any]) -> None:
@@ -121,7 +127,7 @@ def _settle_routing(parsed: dict[str, Any]) -> None:
             continue
         parsed["strategy"] = parsed["strategy"] or strategy
         if parsed["strategy"] != strategy:
-            raise _usage(
+            raise usage(
                 f"{field} goes with the strategy {strategy}, not with {parsed['strategy']}.",
                 f"leave one of the two out, or say strategy {strategy}",
             )
@@ -131,7 +137,7 @@ def _settle_routing(parsed: dict[str, Any]) -> None:
     if parsed["threshold"] is None:
         parsed["threshold"] = DEFAULT_THRESHOLD
     if parsed["router"] not in (None, "caption") and parsed["strategy"] == "sticky":
-        raise _usage(
+        raise usage(
             f"The strategy sticky goes by the caption alone, not by the router {parsed['router']}.",
             "with a router, say strategy relay, contrast, top1, top2, topk, threshold or all",
         )
@@ -146,7 +152,7 @@ def parse_cid(text: str) -> str:
     try:
         return parse_blob_id(text)
     except DecodeError as error:
-        raise _usage(f"{error}.", "see the CIDs with: paris-node experts find") from error
+        raise usage(f"{error}.", "see the CIDs with: paris-node experts find") from error
 
 
 def parse_cluster(text: str | None) -> int | None:
@@ -158,28 +164,5 @@ def parse_cluster(text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdecimal() and int(text[:10]) < limits.MAX_CLUSTERS):
-        raise _usage(f"Bad cluster {text!r:.30}, expected 0 to {limits.MAX_CLUSTERS - 1}.")
+        raise usage(f"Bad cluster {text!r:.30}, expected 0 to {limits.MAX_CLUSTERS - 1}.")
     return int(text)
-
-
-def _parse_object(body: bytes) -> Mapping[str, object]:
-    try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise _usage(f"The body is not JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise _usage("The body is not a JSON object.")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _usage(message: str, fix: str = "") -> NodeError:
-    return NodeError(ErrorCode.USAGE, message, fix)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from node.api import SCHEMA, NodeApi
 from node.errors import ErrorCode, NodeError
 from node.http.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES
+from node.http.offer_requests import parse_look, parse_offer, parse_offer_id, parse_purchase
 from node.http.replies import Afterwards, EventStream, error_reply, json_reply
 from node.http.requests import parse_cid, parse_cluster, parse_generate
 
@@ -66,6 +67,33 @@ class Routes:
         """`NodeApi.generate`, streamed."""
         return EventStream(self._api.generate(parse_generate(await _read_body(request))))
 
+    async def offers(self, request: Request) -> ASGIApp:
+        """`NodeApi.offers`."""
+        return json_reply(self._api.offers())
+
+    async def show_offer(self, request: Request) -> ASGIApp:
+        """`NodeApi.show_offer`."""
+        return json_reply(await self._api.show_offer(_offer_of(request)))
+
+    async def make_offer(self, request: Request) -> ASGIApp:
+        """`NodeApi.make_offer`, streamed."""
+        return EventStream(self._api.make_offer(parse_offer(await _read_body(request))))
+
+    async def verify_offer(self, request: Request) -> ASGIApp:
+        """`NodeApi.verify_offer`, streamed."""
+        wish = parse_look(await _read_body(request))
+        return EventStream(self._api.verify_offer(_offer_of(request), wish))
+
+    async def buy_offer(self, request: Request) -> ASGIApp:
+        """`NodeApi.buy_offer`, streamed."""
+        wish = parse_purchase(await _read_body(request))
+        return EventStream(self._api.buy_offer(_offer_of(request), wish))
+
+    async def withdraw_offer(self, request: Request) -> ASGIApp:
+        """`NodeApi.withdraw_offer`."""
+        await _read_body(request)
+        return json_reply(self._api.withdraw_offer(_offer_of(request)))
+
     async def stop(self, request: Request) -> ASGIApp:
         """`NodeApi.stop`."""
         await _read_body(request)
@@ -86,6 +114,12 @@ def make_app(api: NodeApi) -> Starlette:
         ("GET", "/api/v1/experts/{cid}", routes.show_expert),
         ("POST", "/api/v1/experts/{cid}/pull", routes.pull_expert),
         ("POST", "/api/v1/generate", routes.generate),
+        ("GET", "/api/v1/offers", routes.offers),
+        ("POST", "/api/v1/offers", routes.make_offer),
+        ("GET", "/api/v1/offers/{cid}", routes.show_offer),
+        ("POST", "/api/v1/offers/{cid}/verify", routes.verify_offer),
+        ("POST", "/api/v1/offers/{cid}/buy", routes.buy_offer),
+        ("POST", "/api/v1/offers/{cid}/withdraw", routes.withdraw_offer),
         ("POST", "/api/v1/stop", routes.stop),
     )
     return Starlette(
@@ -97,6 +131,10 @@ def make_app(api: NodeApi) -> Starlette:
             Exception: _on_bug,
         },
     )
+
+
+def _offer_of(request: Request) -> str:
+    return parse_offer_id(request.path_params["cid"])
 
 
 async def _read_body(request: Request) -> bytes:

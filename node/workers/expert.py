@@ -1,9 +1,10 @@
 """The program that draws: holds router and experts in memory, carries out one order at a time.
 
 Takes {kind: "draw", shared, models, experts: {cluster: folder}, summaries: {cluster: file},
-routers: {kind: folder}, prompt, n, seed, strategy, top_k, threshold, router, sampler, steps,
-guidance, autoguidance, threads, device}; says `route`, `progress` at each step, `image` (PNG
-bytes), then `done`; or `failed`. {kind: "cancel"} ends the order within one step.
+routers: {kind: folder}, loras: {cluster: [folder, scale]}, prompt, n, seed, strategy, top_k,
+threshold, router, sampler, steps, guidance, autoguidance, threads, device}; says `route`,
+`progress` at each step, `image` (PNG bytes), then `done`; or `failed`. {kind: "cancel"} ends the
+order within one step.
 """
 
 import logging
@@ -19,7 +20,9 @@ from node.workers.link import Message, ParentGoneError, ParentLink
 logger = logging.getLogger(__name__)
 
 _Paths = tuple[tuple[str, str], ...]
-_EnsembleKey = tuple[str, str, _Paths, _Paths, _Paths]
+_Loras = tuple[tuple[str, str, float], ...]
+_EnsembleKey = tuple[str, str, _Paths, _Paths, _Paths, _Loras]
+_WITHOUT_LORA = "draw without it: --no-lora"
 
 
 class _Cancelled(Exception):
@@ -38,12 +41,14 @@ class Easel:
         from training.drawing.ensemble import Ensemble  # noqa: PLC0415
 
         experts, summaries, routers = order["experts"], order["summaries"], order["routers"]
+        loras = {int(k): (Path(folder), scale) for k, (folder, scale) in order["loras"].items()}
         key = (
             order["shared"],
             order["models"],
             tuple(experts.items()),
             tuple(summaries.items()),
             tuple((kind, _version(Path(folder))) for kind, folder in routers.items()),
+            tuple((_contents(folder), str(k), scale) for k, (folder, scale) in loras.items()),
         )
         if key != self._key:
             self._key = None
@@ -52,6 +57,7 @@ class Easel:
                 {int(cluster): Path(folder) for cluster, folder in experts.items()},
                 {int(cluster): Path(file) for cluster, file in summaries.items()},
                 {kind: Path(folder) for kind, folder in routers.items()},
+                loras,
                 models=Path(order["models"]),
             )
             self._key = key
@@ -61,6 +67,12 @@ class Easel:
 def _version(folder: Path) -> str:
     """A folder and the time it was written: a router trained anew lies where the old one lay."""
     return f"{folder}@{folder.stat().st_mtime_ns if folder.exists() else 0}"
+
+
+def _contents(folder: Path) -> str:
+    """A folder and when each of its files was written: an adapter altered in place is read anew."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else ()
+    return f"{folder}@{[(file.name, file.stat().st_mtime_ns) for file in files]}"
 
 
 def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
@@ -108,11 +120,7 @@ def draw(order: Mapping[str, Any], easel: Easel) -> Iterator[Message]:
 
 def carry_out(link: ParentLink, order: Mapping[str, Any], easel: Easel) -> None:
     """Draw one order and say how it went."""
-    from training.errors import (  # noqa: PLC0415
-        ModelMissingError,
-        RouterMissingError,
-        TrainingError,
-    )
+    from training.errors import TrainingError  # noqa: PLC0415
 
     started = time.monotonic()
     try:
@@ -124,15 +132,31 @@ def carry_out(link: ParentLink, order: Mapping[str, Any], easel: Easel) -> None:
         logger.info("order cancelled")
     except (TrainingError, ValueError, MemoryError) as error:
         logger.exception("order failed")
+        code, fix = _means(error)
         why = str(error) or "out of memory"
-        is_missing = isinstance(error, ModelMissingError | RouterMissingError)
-        code = "not_found" if is_missing else "failed"
-        fix = ""
-        if isinstance(error, RouterMissingError) and error.router != "gauss":
-            fix = f"train one here: paris-node router train --kind {error.router}"
         link.send({"kind": "failed", "code": code, "error": f"drawing failed: {why}", "fix": fix})
         return
     link.send({"kind": "done", "seconds": time.monotonic() - started})
+
+
+def _means(error: Exception) -> tuple[str, str]:
+    """The label of a failure's `node.errors.ErrorCode`, and what helps."""
+    from training import errors  # noqa: PLC0415
+
+    match error:
+        case errors.RouterMissingError(router=router):
+            is_trained = router != "gauss"
+            fix = f"train one here: paris-node router train --kind {router}" if is_trained else ""
+            return "not_found", fix
+        case errors.ModelMissingError():
+            return "not_found", ""
+        case errors.WrongBaseError():
+            return "refused", _WITHOUT_LORA
+        case errors.LoraError():
+            return "verification_failed", f"get or train the LoRA again, or {_WITHOUT_LORA}"
+        case errors.CheckpointError() | errors.TensorFileError():
+            return "verification_failed", "see which file: paris-node logs"
+    return "failed", ""
 
 
 def main() -> None:

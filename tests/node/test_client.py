@@ -200,3 +200,14 @@ def test_silence_without_a_deadline_ends_at_the_default(monkeypatch: pytest.Monk
     monkeypatch.setattr("node.client.DEFAULT_TIMEOUT_S", 0.05)
     with _answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", then_wait=True) as api:
         assert _code(api) is ErrorCode.TIMEOUT
+
+
+def test_stream_waits_for_each_event_as_long_as_its_caller_knows_it_may_take(home: Home) -> None:
+    with served(FakeNode(is_endless=True, is_silent=True), home.data, pid=os.getpid()):
+        with (
+            pytest.raises(NodeError, match=r"said nothing for 0\.1 s") as caught,
+            NodeClient.of_home(home).stream("/api/v1/generate", ASK, silence_s=0.1) as events,
+        ):
+            for _ in events:
+                pass
+        assert caught.value.code is ErrorCode.TIMEOUT

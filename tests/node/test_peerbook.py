@@ -19,6 +19,8 @@ from p2p.errors import (
     LimitError,
     P2PError,
     QuotaError,
+    RefusedError,
+    SignatureError,
     StorageError,
     TransportError,
 )
@@ -125,12 +127,19 @@ async def test_full_provider_record_fits_a_dht_value(
         (StorageError("x"), ErrorCode.RESOURCE),
         (LimitError("x"), ErrorCode.REFUSED),
         (DecodeError("x"), ErrorCode.VERIFICATION_FAILED),
+        (SignatureError("x"), ErrorCode.VERIFICATION_FAILED),
         (P2PError("x"), ErrorCode.FAILED),
     ],
 )
 def test_each_error_has_its_code(error: P2PError, code: ErrorCode) -> None:
     assert for_people(error).code is code
     assert for_people(error).message == "x"
+
+
+def test_peer_that_refused_is_not_taken_for_one_that_cheated() -> None:
+    said = for_people(RefusedError("budget_spent", "16 of 16 scalars are spent"))
+    assert said.code is ErrorCode.REFUSED
+    assert said.message == "refused (budget_spent): 16 of 16 scalars are spent"
 
 
 def test_sentence_stays_as_it_is() -> None:
@@ -153,6 +162,7 @@ def test_order_takes_every_field_and_draws_a_seed_if_none_was_said() -> None:
         "autoguidance": 0.30000001,
         "where": "peer",
         "peer": bob.peer,
+        "loras": None,
     }
     order = order_of(asked)
     assert (order.where, order.peer) == ("peer", bob.peer)

@@ -1,11 +1,11 @@
 """The node's memory: what was promised is still there after a restart, and never goes back."""
 
 import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
 
-import node.state as module
 from node.errors import ErrorCode, NodeError
 from node.state import SCHEMA_VERSION, Published, State, open_state
 from p2p.errors import StorageError
@@ -128,14 +128,74 @@ def test_newer_schema_is_refused(tmp_path: Path) -> None:
     assert caught.value.code is ErrorCode.REFUSED
 
 
-def test_power_cut_while_the_database_is_made_leaves_a_home_that_opens(tmp_path: Path) -> None:
-    path = tmp_path / "node.db"
+FIRST_VERSION = """BEGIN;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE epochs (
+    run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    owner TEXT, taken_at REAL,
+    PRIMARY KEY (run, cluster)
+) STRICT;
+CREATE TABLE peers (
+    peer TEXT PRIMARY KEY, address TEXT NOT NULL, last_seen REAL NOT NULL
+) STRICT;
+CREATE TABLE published (
+    run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL, step INTEGER NOT NULL,
+    samples INTEGER NOT NULL, manifest TEXT NOT NULL, size INTEGER NOT NULL, loss REAL NOT NULL,
+    is_orphan INTEGER NOT NULL, published_at REAL NOT NULL,
+    PRIMARY KEY (run, cluster, is_orphan)
+) STRICT;
+CREATE TABLE summaries (
+    run TEXT NOT NULL, cluster INTEGER NOT NULL, epoch INTEGER NOT NULL, root TEXT NOT NULL,
+    PRIMARY KEY (run, cluster)
+) STRICT;
+ PRAGMA user_version = 1; COMMIT;"""
+"""As the first version of this program made its databases, letter by letter."""
+
+
+def make_first_version(path: Path) -> None:
+    """A database of the first version with a row in each table."""
     connection = sqlite3.connect(path, isolation_level=None)
-    script = module.CREATION_SCRIPT
-    connection.executescript(script[: script.index("CREATE TABLE published")])
-    connection.close()  # the rest never ran
-    with open_state(path) as state:
-        assert state.run() is None
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.executescript(FIRST_VERSION)
+    connection.execute("INSERT INTO meta VALUES ('run', ?)", (RUN,))
+    connection.execute("INSERT INTO epochs VALUES (?, 3, 7, ?, 5.0)", (RUN, alice.peer))
+    connection.execute("INSERT INTO peers VALUES (?, '/a', 10.0)", (bob.peer,))
+    connection.execute("INSERT INTO summaries VALUES (?, 3, 2, ?)", (RUN, cid("summary")))
+    row = (RUN, 3, 2, 10, 640, cid("checkpoint 10 False"), 1000, 0.5, 0, 1_800_000_010.0)
+    connection.execute("INSERT INTO published VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    connection.close()
+
+
+def test_database_of_the_first_version_opens_with_all_its_rows(tmp_path: Path) -> None:
+    make_first_version(tmp_path / "node.db")
+    for _ in range(2):  # brought up to date, and then as any other
+        with open_state(tmp_path / "node.db") as state:
+            assert state.run() == RUN
+            assert state.granted(RUN, CLUSTER) == (7, alice.peer, 5.0)
+            assert state.known_addresses() == ("/a",)
+            assert state.published(RUN) == (published(10),)
+            assert state.summaries(RUN) == ((CLUSTER, 2, cid("summary")),)
+            assert state.loras.own_offers(RUN) == ()
+            assert state._db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+
+
+def test_updated_database_is_the_same_as_a_new_one(tmp_path: Path) -> None:
+    make_first_version(tmp_path / "old.db")
+    schemas = []
+    for name in ("old.db", "new.db"):
+        with open_state(tmp_path / name) as state:
+            rows = state._db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema")
+            schemas.append(sorted(rows.fetchall(), key=str))
+    assert schemas[0] == schemas[1]
+
+
+def test_secrets_of_the_home_are_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    make_first_version(tmp_path / "node.db")
+    (tmp_path / "node.db").chmod(0o644)
+    with open_state(tmp_path / "node.db") as state:
+        state.bind_run(RUN)
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("node.db", "node.db-shm", "node.db-wal"), 0o600)
 
 
 def test_full_disk_is_a_storage_error(tmp_path: Path) -> None:

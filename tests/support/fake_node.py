@@ -15,6 +15,7 @@ from node.api import SCHEMA, Json
 from node.errors import ErrorCode, NodeError
 from node.home import ApiFile, Home, new_token, prepare, remove_api_file, write_api_file
 from node.http import serve_http
+from tests.support.fake_offers import FakeOffers
 
 PEER = "12D3KooWGRUacXdVmGyVVK2vdPZzcnVPhPyyRTeFi9PyqDTMZSnA"
 OTHER_PEER = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X"
@@ -27,13 +28,14 @@ PNG = base64.b64decode(
 
 
 @dataclass
-class FakeNode:
+class FakeNode(FakeOffers):
     """Answers like a node that trains cluster 3 of 8; a test sets what should differ.
 
     Attributes:
         requests: what `generate` was asked, in order.
         cancelled: how many streams ended because their listener left.
         route: more fields of the route event.
+        loras: what it says of adapters at the route and at the end.
         generate_error: raised before the first event, if set.
         late_error: raised after the first progress event, if set.
         is_endless: `generate` never ends by itself.
@@ -47,6 +49,7 @@ class FakeNode:
     cancelled: int = 0
     generate_error: Exception | None = None
     route: Json = field(default_factory=dict)
+    loras: list[Json] = field(default_factory=list)
     late_error: Exception | None = None
     is_endless: bool = False
     is_silent: bool = False
@@ -185,7 +188,7 @@ class FakeNode:
         if self.generate_error is not None:
             raise self.generate_error
         experts = [{"cluster": 3, "cid": CID, "peer": OTHER_PEER, "weight": 0.75}]
-        yield {"event": "route", "experts": experts, **self.route}
+        yield {"event": "route", "experts": experts, "loras": self.loras, **self.route}
         steps, count = request["steps"], request["n"]
         assert isinstance(steps, int)
         assert isinstance(count, int)
@@ -210,6 +213,7 @@ class FakeNode:
             "sampler": request["sampler"],
             "where": "local",
             "experts": experts,
+            "loras": self.loras,
             "seconds": 4.125,
         }
 

@@ -30,6 +30,7 @@ def test_generate_writes_the_picture_and_its_receipt(
         "sampler": "ab2",
         "where": "local",
         "experts": [{"cluster": 3, "cid": CID, "peer": OTHER_PEER, "weight": 0.75}],
+        "loras": [],
         "seconds": 4.125,
     }
     assert (tmp_path / "boat.png").read_bytes() == PNG
@@ -45,7 +46,8 @@ def test_generate_asks_for_what_was_said(run: Run, node: FakeNode) -> None:
     assert node.requests == [
         {"prompt": "a bag", "n": 2, "seed": None, "strategy": "top2", "top_k": 2,
          "threshold": 0.1, "router": None, "sampler": "euler", "steps": 20,
-         "guidance": 3.0, "autoguidance": 0.5, "where": "peer", "peer": OTHER_PEER}
+         "guidance": 3.0, "autoguidance": 0.5, "where": "peer", "peer": OTHER_PEER,
+         "loras": None}
     ]  # fmt: skip
 
 
@@ -73,6 +75,78 @@ def test_a_number_with_another_strategy_is_bad_usage(run: Run, node: FakeNode) -
     result = run("generate", "a bag", "--strategy", "all", "--top-k", "3")
     assert result.exit_code == 2
     assert "top_k goes with the strategy topk" in result.stderr
+
+
+ADAPTER: dict[str, object] = {"id": "1f4d" * 16, "cluster": 3, "base": CID, "scale": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ((), None),
+        (("--no-lora",), []),
+        (("--lora", "my-style"), [{"id": "my-style", "scale": 1.0}]),
+        (
+            ("--lora", "my-style:0.8", "--lora", f"{CID}:-16"),
+            [{"id": "my-style", "scale": 0.8}, {"id": CID, "scale": -16.0}],
+        ),
+        (("--lora", "my:style:16"), [{"id": "my:style", "scale": 16.0}]),
+    ],
+)
+def test_generate_asks_for_loras_by_id_and_scale(
+    run: Run, node: FakeNode, said: tuple[str, ...], asked: object
+) -> None:
+    result = run("generate", "a bag", *said)
+    assert result.exit_code == 0, result.output
+    assert node.requests[0]["loras"] == asked
+    assert node.requests[0]["where"] == ("local" if asked else "auto")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("--lora", "x", "--where", "peer"),
+        ("--lora", "x", "--peer", OTHER_PEER),
+        ("--lora", "x", "--no-lora"),
+        ("--lora", ""),
+        ("--lora", ":1"),
+        ("--lora", "x:strong"),
+        ("--lora", "x:"),
+        ("--lora", "x:nan"),
+        ("--lora", "x:16.1"),
+        ("--lora", "x", "--lora", "x:2"),
+    ],
+)
+def test_lora_that_cannot_be_meant_is_bad_usage(
+    run: Run, node: FakeNode, said: tuple[str, ...]
+) -> None:
+    code, error = refusal_of(run("generate", "a bag", *said, "--json"))
+    assert code == ErrorCode.USAGE.exit_code
+    assert not node.requests
+    if "--where" in said or "--peer" in said:
+        assert "never leaves this machine" in error["message"]
+
+
+def test_lora_at_a_peer_is_bad_usage_even_if_no_node_runs(run: Run) -> None:
+    assert run("generate", "a bag", "--lora", "x", "--where", "peer").exit_code == 2
+
+
+def test_explain_names_the_lora_its_base_and_its_offer(run: Run, node: FakeNode) -> None:
+    node.loras = [ADAPTER]
+    told = run("generate", "x", "-o", "b.png", "--explain").stderr
+    assert "LoRA 1f4d1f4d1f4d at 0.8 on expert 3, its base bafkreihdw…uvyku"[:50] in told
+    assert "bought" not in told
+    assert "changed nothing" not in told
+    node.loras = [{**ADAPTER, "offer": CID}]
+    assert f"bought as {CID[:10]}" in run("generate", "x", "-o", "b.png", "--explain").stderr
+    assert answer_of(run("generate", "x", "-o", "b.png", "--json"))["loras"] == node.loras
+
+
+def test_lora_of_an_expert_that_drew_nothing_is_told(run: Run, node: FakeNode) -> None:
+    node.loras = [{**ADAPTER, "cluster": 5}]
+    result = run("generate", "x", "-o", "b.png")
+    assert "LoRA 1f4d1f4d1f4d changed nothing: expert 5 had no part in it" in result.stderr
+    assert run("generate", "x", "-o", "b.png", "-q").stderr == ""
 
 
 def test_several_pictures_are_numbered(run: Run, node: FakeNode, tmp_path: Path) -> None:

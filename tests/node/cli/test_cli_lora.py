@@ -24,7 +24,7 @@ from tests.support.expert_home import ExpertHome, make_expert_home
 from tests.support.fake_node import CID, FakeNode, served
 from training.experts.loaded import load_expert
 from training.lora.files import LORA_FILES, read_lora
-from training.lora.modules import TARGETS
+from training.lora.layers import TARGETS
 from training.lora.settings import LoraSettings
 from training.lora.train import with_lora
 

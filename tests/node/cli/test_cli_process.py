@@ -13,6 +13,7 @@ import pytest
 
 from node.home import Home, prepare
 from tests.support.fake_node import FakeNode, served
+from tests.support.fake_offers import OFFER
 
 pytestmark = pytest.mark.slow
 
@@ -95,11 +96,17 @@ def test_help_and_version_import_nothing_heavy(arguments: tuple[str, ...]) -> No
     assert not found.intersection(HEAVY)
 
 
-@pytest.mark.parametrize("verb", ["status", "peers", "id"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",), ("peers",), ("id",), ("lora", "show", OFFER), ("lora", "verify", OFFER),
+        ("lora", "buy", OFFER, "--yes"), ("lora", "offer", "boots", "--terms", "free"),
+    ],
+)  # fmt: skip
 def test_questions_to_a_running_node_import_nothing_heavy(
-    node: FakeNode, home: Path, verb: str
+    node: FakeNode, home: Path, arguments: tuple[str, ...]
 ) -> None:
-    found = _modules("--home", str(home), verb)
+    found = _modules("--home", str(home), *arguments)
     assert "node.client" in found
     assert not found.intersection(HEAVY)
 

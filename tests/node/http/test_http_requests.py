@@ -19,7 +19,7 @@ async def test_unsaid_fields_get_their_defaults() -> None:
             {"prompt": "a red boat", "n": 1, "seed": None, "strategy": "sticky", "top_k": 2,
              "threshold": 0.1, "router": None, "sampler": "ab2", "steps": 10, "guidance": 4.0,
              "autoguidance": 0.0,
-             "where": "auto", "peer": None}
+             "where": "auto", "peer": None, "loras": None}
         ]  # fmt: skip
 
 
@@ -72,6 +72,20 @@ async def test_body_that_is_no_request_is_400(body: bytes) -> None:
         ("peer", PEER, PEER[:-1]),
         ("peer", None, "x" * 5000),
         ("where", "auto", 7),
+        ("loras", [], {}),
+        ("loras", [{"id": "x"}], "x"),
+        ("loras", [{"id": "x", "scale": 16}], [{"id": "x", "scale": 16.1}]),
+        ("loras", [{"id": "x", "scale": -16.0}], [{"id": "x", "scale": -16.1}]),
+        ("loras", [{"id": "x", "scale": 0}], [{"id": "x", "scale": None}]),
+        ("loras", [{"id": "x", "scale": 1}], [{"id": "x", "scale": True}]),
+        ("loras", [{"id": "x" * 255}], [{"id": "x" * 256}]),
+        ("loras", [{"id": "x"}], [{"id": ""}]),
+        ("loras", [{"id": "x"}], [{"id": 7}]),
+        ("loras", [{"id": "x"}], [{"scale": 1}]),
+        ("loras", [{"id": "x"}], [{"id": "x", "cluster": 1}]),
+        ("loras", [{"id": "x"}, {"id": "y"}], [{"id": "x"}, {"id": "x", "scale": 2}]),
+        ("loras", [{"id": f"{n}"} for n in range(1024)], [{"id": f"{n}"} for n in range(1025)]),
+        ("loras", [{"id": "x"}], ["x"]),
     ],
 )
 async def test_field_is_taken_up_to_its_limit_and_refused_beyond(
@@ -121,6 +135,26 @@ async def test_a_number_or_router_that_its_strategy_does_not_take_is_refused(
         assert (status, answer["error"]["code"]) == (400, "usage")
         assert "strategy" in answer["error"]["fix"]
         assert not served.node.requests
+
+
+@pytest.mark.parametrize("where", ["auto", "local", None])
+async def test_whoever_asks_for_a_lora_means_to_draw_here(where: str | None) -> None:
+    async with running() as served:
+        asked = {**ASK, "where": where, "loras": [{"id": "x"}], "n": 17}
+        body = json.dumps(asked).encode()
+        assert (await served.ask("POST", "/api/v1/generate", body))[0] == 200
+        assert served.node.requests[0]["where"] == "local"
+
+
+@pytest.mark.parametrize("said", [{"where": "peer"}, {"peer": OTHER_PEER}])
+async def test_no_peer_can_be_asked_to_draw_with_a_lora(said: dict[str, object]) -> None:
+    async with running() as served:
+        for loras, status in ((None, 200), ([], 200), ([{"id": "x"}], 400)):
+            body = json.dumps({**ASK, **said, "loras": loras}).encode()
+            got, answer = await served.ask("POST", "/api/v1/generate", body)
+            assert got == status
+        assert "never leaves this machine" in answer["error"]["message"]
+        assert len(served.node.requests) == 2
 
 
 @pytest.mark.parametrize("extra", [{"size": 1}, {"peer": OTHER_PEER, "where": "local"}])

@@ -1,12 +1,17 @@
 """The messages of one order: every picture once under its own number, however it was drawn."""
 
+import os
 from collections.abc import Iterator
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from node.errors import ErrorCode
+from node.lora_use import MAX_LORA_SCALE
 from node.workers.expert import Easel, carry_out, draw
 from node.workers.link import ParentLink
+from training.drawing.ensemble import Ensemble
 from training.drawing.mixture import Strategy
 from training.drawing.plan import (
     Images,
@@ -17,7 +22,16 @@ from training.drawing.plan import (
     SampleRequest,
     Step,
 )
-from training.errors import RouterMissingError
+from training.errors import (
+    CheckpointError,
+    ConfigError,
+    LoraError,
+    RouterMissingError,
+    TensorFileError,
+    TrainingError,
+    WrongBaseError,
+)
+from training.lora.modules import MAX_SCALE
 
 ORDER = {
     "kind": "draw",
@@ -112,3 +126,100 @@ def test_router_that_is_not_here_is_not_found_and_can_be_trained(router: str, fi
     (failed,) = heard.messages
     assert (failed["kind"], failed["code"], failed["fix"]) == ("failed", "not_found", fix)
     assert f"no {router} router of this run is here" in str(failed["error"])
+
+
+class Breaks(InChunks):
+    """Fails as it is told to."""
+
+    def __init__(self, error: TrainingError) -> None:
+        super().__init__()
+        self.error = error
+
+    def ensemble(self, order: object) -> "InChunks":
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "fix"),
+    [
+        (LoraError("altered"), ErrorCode.VERIFICATION_FAILED, "--no-lora"),
+        (WrongBaseError("made for another"), ErrorCode.REFUSED, "--no-lora"),
+        (CheckpointError("altered"), ErrorCode.VERIFICATION_FAILED, "logs"),
+        (TensorFileError(Path("x"), "NaN"), ErrorCode.VERIFICATION_FAILED, "logs"),
+        (ConfigError("cannot be"), ErrorCode.FAILED, ""),
+    ],
+)
+def test_failure_says_what_kind_it_is(error: TrainingError, code: ErrorCode, fix: str) -> None:
+    heard = Heard()
+    carry_out(cast("ParentLink", heard), ORDER, Breaks(error))
+    (failed,) = heard.messages
+    assert ErrorCode.of_label(str(failed["code"])) is code
+    assert str(error) in str(failed["error"])
+    assert fix in str(failed["fix"])
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What ensembles were loaded from."""
+    found: list[tuple[Any, ...]] = []
+
+    def load(*parts: Any, models: Path) -> object:
+        found.append(parts)
+        return object()
+
+    monkeypatch.setattr(Ensemble, "load", load)
+    return found
+
+
+def order_of(**changes: Any) -> dict[str, Any]:
+    parts = {"shared": "s", "models": "m", "experts": {"1": "e"}, "summaries": {}, "routers": {}}
+    return {**ORDER, **parts, "loras": {}, **changes}
+
+
+def test_ensemble_is_loaded_with_the_adapters_of_the_order(
+    loads: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    Easel().ensemble(order_of(loras={"1": [str(tmp_path), 0.5]}))
+    Easel().ensemble(order_of())
+    assert [parts[4] for parts in loads] == [{1: (tmp_path, 0.5)}, {}]
+
+
+def test_ensemble_is_kept_until_an_adapter_or_its_scale_changes(
+    loads: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    for name in ("dark", "light"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"1")
+    dark, light = str(tmp_path / "dark"), str(tmp_path / "light")
+    easel, kept = Easel(), None
+    for count, loras in enumerate(
+        ({}, {"1": [dark, 1.0]}, {"1": [dark, 0.5]}, {"1": [light, 0.5]}, {"2": [light, 0.5]}, {}),
+        start=1,
+    ):
+        found = easel.ensemble(order_of(loras=loras))
+        assert found is not kept
+        assert len(loads) == count
+        kept = easel.ensemble(order_of(loras=loras))
+        assert kept is found
+        assert len(loads) == count
+
+
+def test_adapter_altered_in_its_place_is_read_and_checked_anew(
+    loads: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"1")
+    easel, order = Easel(), order_of(loras={"1": [str(tmp_path), 1.0]})
+    easel.ensemble(order)
+    with weights.open("r+b") as file:  # the folder's own time stays as it was
+        file.write(b"2")
+    os.utime(weights, ns=(0, 1))
+    easel.ensemble(order)
+    weights.unlink()
+    tmp_path.rmdir()
+    easel.ensemble(order)  # and so it is when it has gone: the load says so
+    assert len(loads) == 3
+
+
+def test_scale_goes_as_far_as_an_adapter_allows() -> None:
+    assert MAX_LORA_SCALE == MAX_SCALE

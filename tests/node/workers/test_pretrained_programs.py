@@ -53,7 +53,7 @@ async def test_workers_find_the_parts_in_the_folder_they_are_told(
             "kind": "draw", "experts": {"0": message["path"]}, "summaries": {}, "routers": {},
             "prompt": "a disc", "n": 1, "seed": 1, "strategy": "sticky", "top_k": 2,
             "threshold": 0.1, "router": None, "sampler": "ab2", "steps": 2, "guidance": 2.0,
-            "autoguidance": 0.0,
+            "autoguidance": 0.0, "loras": {},
             **common,
         }  # fmt: skip
         studio = Studio(Home.at(tmp_path))

@@ -159,6 +159,7 @@ async def test_expert_program_draws_cancels_and_says_what_is_wrong(
         "experts": saved,
         "summaries": summaries,
         "routers": {},
+        "loras": {},
         "prompt": "a disc",
         "n": 2,
         "seed": 1,

@@ -1,0 +1,254 @@
+"""This node's own offers: made once, with their proofs, then advertised for as long as they stand.
+
+Making one takes a commitment and a proof for each layer, and spends of the adapter's budget before
+anything is said. What is offered is written as it will be delivered, into a private folder.
+"""
+
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, cast
+
+import trio
+
+from node.api import Json
+from node.clock import now_s
+from node.context import NodeContext
+from node.errors import ErrorCode, NodeError
+from node.keeping import keep
+from node.lora_budget import Leak, Limits, Spend
+from node.lora_convert import modules_plain, offer_statement
+from node.lora_rows import OwnOffer
+from node.offer_draft import Draft, Drafting, OfferWish
+from node.offer_files import store_folder
+from node.providers import LIFETIME_S, RENEW_S
+from node.proving import Proving
+from p2p.codec import BLOB_KEY, Verified, open_signed, seal
+from p2p.errors import LimitError, StorageError, TransportError
+from p2p.gossip_rules import topic
+from p2p.ids import BlobId, ClusterId, PeerId
+from p2p.limits import MAX_OFFERS_PER_ADVERT, OFFER_PROOF_SCALARS
+from p2p.lora_records import (
+    LoraOffer,
+    OfferAdvert,
+    OfferRef,
+)
+from p2p.offer_proofs import PROOFS_FILE, ModuleProof, OfferProofs, pack_offer_proofs
+from p2p.records import lora_key
+from training.errors import ConfigError
+from training.files import remove_folder, write_file
+from training.jsonio import canonical_json, read_json
+
+logger = logging.getLogger(__name__)
+
+CLAIM_TIMEOUT_S: Final = 600.0
+DELIVERY_FILE: Final = "delivery.bin"
+BUYERS_FILE: Final = "buyers.json"
+_SALT_DOMAIN: Final = b"paris/lora/salt-seed/1/"
+_RETRY_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class Offers:
+    """Makes offers and keeps them known; `run` must be running."""
+
+    context: NodeContext
+    drafting: Drafting
+    proving: Proving
+    _is_swept: bool = False
+    _wake: trio.Event = field(default_factory=trio.Event)
+    _turn: trio.Lock = field(default_factory=trio.Lock)
+    """One offer is made at a time: they would wait for each other in any case."""
+
+    def standing(self) -> tuple[OwnOffer, ...]:
+        """Own offers that are neither withdrawn nor over."""
+        now = now_s()
+        return tuple(
+            own
+            for own in self.context.state.loras.own_offers(self.context.run)
+            if not own.is_withdrawn and own.expires_at > now
+        )
+
+    def opened(self, own: OwnOffer) -> Verified[LoraOffer]:
+        """An own offer's signed record; raises `StorageError` if its blob is gone."""
+        envelope = self.context.blobs.get(own.offer)
+        return open_signed(LoraOffer, envelope, key=BLOB_KEY, now=now_s())
+
+    def folder(self, offer: BlobId) -> Path:
+        """Where what will be delivered lies."""
+        return self.context.config.paths.offers / offer
+
+    def buyers(self, offer: BlobId) -> frozenset[PeerId]:
+        """Who may buy an own offer; empty for whoever signs its terms."""
+        try:
+            said = read_json(self.folder(offer) / BUYERS_FILE)
+        except ConfigError as error:
+            raise StorageError(f"who may buy {offer} can't be read: {error}") from error
+        return frozenset(PeerId(str(peer)) for peer in cast("list[str]", said["buyers"]))
+
+    async def make(self, wish: OfferWish) -> AsyncGenerator[Json]:
+        """Make an offer of an adapter on the shelf.
+
+        Events {event: "progress", phase, done, total}, then {event: "done", offer, ...}.
+
+        Raises:
+            NodeError: whatever the person should read.
+            P2PError: the disk or the network refuses.
+        """
+        async with self._turn:
+            draft = await self.drafting.draft(wish)
+            yield _progress("measured", 1, 1)
+            offer = self.drafting.offer(wish, draft)
+            envelope = seal(offer, self.context.identity, key=BLOB_KEY, expires_at=None)
+            offer_id = await trio.to_thread.run_sync(self.context.blobs.put, envelope)
+            folder = self.folder(offer_id)
+            await trio.to_thread.run_sync(_move, draft.delivery, folder)
+            buyers = canonical_json({"buyers": list(wish.buyers)})
+            await trio.to_thread.run_sync(write_file, folder / BUYERS_FILE, buyers)
+            self._spend(draft, offer)
+            proofs: list[ModuleProof] = []
+            for module in offer.modules:
+                proven = await self.proving.prove(
+                    modules_plain(offer),
+                    folder / DELIVERY_FILE,
+                    offer_statement(offer, offer_id, module),
+                )
+                proofs.append(ModuleProof(module.name, proven.values, proven.proof))
+                yield _progress("proved", len(proofs), len(offer.modules))
+            await self._keep(draft, offer, offer_id, OfferProofs(offer_id, tuple(proofs)))
+            self._wake.set()
+        yield {
+            "event": "done",
+            "offer": offer_id,
+            "cluster": offer.cluster,
+            "base": offer.base,
+            "layers": len(offer.modules),
+            "base_loss": offer.claims.base_loss,
+            "adapted_loss": offer.claims.adapted_loss,
+            "float_loss": draft.claimed.float_loss,
+            "expires_at": offer.expires_at,
+        }
+
+    def withdraw(self, offer: BlobId) -> None:
+        """Stop an offer for good.
+
+        Raises:
+            NodeError: this node makes no such offer.
+        """
+        own = self.context.state.loras.own_offer(offer)
+        if own is None:
+            raise NodeError(
+                ErrorCode.NOT_FOUND, f"{offer} is no offer of this node.", "paris-node lora list"
+            )
+        if self.context.state.loras.withdraw(offer):
+            self.context.blobs.unpin(own.proofs)  # what it said stays, for `lora list`
+            remove_folder(self.folder(offer))
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Advertise own offers: at once when there is news, again before adverts expire."""
+        if not self._is_swept:
+            self._sweep()
+            self._is_swept = True
+        while True:
+            wake = self._wake = trio.Event()
+            pause_s = RENEW_S
+            try:
+                await self._advertise_all()
+            except TransportError as error:
+                logger.warning("offers not advertised yet: %s", error)
+                pause_s = _RETRY_S
+            with trio.move_on_after(pause_s):
+                await wake.wait()
+
+    def _sweep(self) -> None:
+        """Remove what belongs to no standing offer; only at the start, when nothing is begun."""
+        kept = {own.offer for own in self.standing()}
+        place = self.context.config.paths.offers
+        for path in list(place.iterdir()) if place.is_dir() else ():
+            if path.is_dir() and path.name not in kept:
+                remove_folder(path)
+            elif path.name.startswith("."):
+                path.unlink()
+        for own in self.context.state.loras.own_offers(self.context.run):
+            if own.expires_at <= now_s():
+                self.context.blobs.unpin(own.offer)
+                self.context.blobs.unpin(own.proofs)
+
+    def _spend(self, draft: Draft, offer: LoraOffer) -> None:
+        """Count the proofs of an offer, and its numbers if no offer of the adapter told them."""
+        loras = self.context.state.loras
+        adapter = draft.claimed.sha256
+        told = loras.leaks(adapter)
+        wanted = {
+            module.name: Spend(
+                scalars=0 if told.get(module.name, Leak()).scalars else OFFER_PROOF_SCALARS,
+                proofs=1,
+            )
+            for module in offer.modules
+        }
+        loras.spend(adapter, wanted, limits_of(offer))
+
+    async def _keep(
+        self, draft: Draft, offer: LoraOffer, offer_id: BlobId, proofs: OfferProofs
+    ) -> None:
+        context = self.context
+        folder = self.folder(offer_id)
+        await trio.to_thread.run_sync(write_file, folder / PROOFS_FILE, pack_offer_proofs(proofs))
+        root = await store_folder(
+            context, {PROOFS_FILE: folder / PROOFS_FILE}, f"offer/proofs/{offer_id[-6:]}"
+        )
+        await trio.to_thread.run_sync(keep, context.blobs, offer_id, f"offer/{offer.name}", ())
+        context.state.loras.save_own_offer(
+            OwnOffer(
+                offer=offer_id,
+                run=context.run,
+                cluster=offer.cluster,
+                adapter=draft.claimed.sha256,
+                folder=str(draft.facts.folder),
+                proofs=root,
+                created_at=offer.created_at,
+                expires_at=offer.expires_at,
+            )
+        )
+        context.journal.write("offered", offer=offer_id, cluster=offer.cluster)
+
+    async def _advertise_all(self) -> None:
+        by_cluster: dict[ClusterId, list[OwnOffer]] = {}
+        for own in self.standing():
+            if self.context.blobs.has(own.offer):
+                by_cluster.setdefault(own.cluster, []).append(own)
+            else:
+                logger.error("offer %s is not in the store any more: make it anew", own.offer)
+        for cluster, offers in by_cluster.items():
+            await self._advertise(cluster, offers[-MAX_OFFERS_PER_ADVERT:])
+
+    async def _advertise(self, cluster: ClusterId, offers: Sequence[OwnOffer]) -> None:
+        context, now = self.context, now_s()
+        refs = [OfferRef(own.offer, self.opened(own).record.base, own.proofs) for own in offers]
+        advert = OfferAdvert(context.run, cluster, tuple(refs), issued_at=now)
+        key = lora_key(context.run, cluster)
+        expires_at = now + LIFETIME_S
+        envelope = seal(advert, context.identity, key=key, expires_at=expires_at)
+        await context.swarm.put(key, context.identity.public_key, envelope, expires_at)
+        try:
+            await context.host.publish(topic(context.run, "lora"), envelope)
+        except (LimitError, TransportError) as error:
+            logger.info("offers not gossiped: %s", error)  # the DHT has them; gossip is a hint
+
+
+def limits_of(offer: LoraOffer) -> Limits:
+    """What an offer's owner lets out."""
+    return Limits(
+        scalars=offer.leaks.scalars, rows=offer.leaks.delta_rows, proofs=offer.leaks.proofs
+    )
+
+
+def _move(delivery: Path, folder: Path) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    delivery.replace(folder / DELIVERY_FILE)
+
+
+def _progress(phase: str, done: int, total: int) -> Json:
+    return {"event": "progress", "phase": phase, "done": done, "total": total}
