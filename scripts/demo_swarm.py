@@ -5,9 +5,11 @@ Four nodes, each a process of its own with its own home and ports, find each oth
 address, claim a cluster each, train and publish. One owner is killed (SIGKILL) on the way: another
 node takes its cluster over and goes on from its published checkpoint. A fifth node that trained
 nothing then pulls router summaries and experts by CID, draws a captioned grid, and asks a peer for
-one more picture.
+one more picture. At last one of the four trains a LoRA on striped bags, which none of the
+experts ever saw, and offers it, proved in zero knowledge; the fifth checks the proofs, buys it, and
+draws without it and with it.
 
-Leaves in demo-out/: grid.png, peer.png, timeline.json, scorecard.json.
+Leaves in demo-out/: grid.png, peer.png, lora.png, timeline.json, scorecard.json.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from demo_lora import play_lora
 from demo_score import draw_and_score
 from demo_story import Story
 from local_swarm import LocalNode, SwarmError, cli, local_swarm, wait_for
@@ -190,6 +193,7 @@ class Demo:
                 cluster=expert["cluster"],
             )
         score = draw_and_score(artist, self._out, self.story)
+        score["lora"] = play_lora(self._node("node-1"), artist, self._out, self.story)
         return self._scorecard(found, score)
 
     def _complete_experts(self, node: LocalNode) -> list[dict[str, Any]] | None:
@@ -302,8 +306,14 @@ def print_scorecard(card: dict[str, Any], out: Path) -> None:
     print(
         f"drawn in           {card['generate_s']} s; by a peer, one in {card['peer_generate_s']} s"
     )
+    lora = card["lora"]
+    print(
+        f"LoRA               {lora['layers']} layers offered in {lora['offer_s']} s, checked in "
+        f"{lora['proved_s']} s; loss {lora['base_loss']} -> {lora['measured_loss']} "
+        f"(claimed {lora['claimed_loss']})"
+    )
     print(f"all in all         {card['total_s']} s")
-    print(f"look at            {out / 'grid.png'}")
+    print(f"look at            {out / 'grid.png'} and {out / 'lora.png'}")
 
 
 if __name__ == "__main__":
