@@ -10,15 +10,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+import trio
+
 from node.clock import now_s
 from node.context import NodeContext
-from node.lora_convert import module_named, offer_name
+from node.lora_convert import delivered_size, module_named, offer_name
 from node.reaching import reach
 from p2p.codec import BLOB_KEY, Verified, open_signed, seal
 from p2p.errors import PeerError, RefusedError
 from p2p.host import Stream
 from p2p.ids import PeerId
-from p2p.limits import DIAL_TIMEOUT_S, MAX_ANSWER_FRAME, MAX_LORA_FRAME, MAX_REQUEST_SIZE
+from p2p.limits import (
+    DELIVERY_PIECE,
+    DIAL_TIMEOUT_S,
+    KIB,
+    MAX_ANSWER_FRAME,
+    MAX_LORA_FRAME,
+    MAX_REQUEST_SIZE,
+)
 from p2p.lora_checks import open_agreement, open_delivery, open_receipt
 from p2p.lora_messages import (
     PROTOCOL,
@@ -45,6 +54,10 @@ from p2p.sealed_box import new_secret, open_box, public_of
 
 ANSWER_TIMEOUT_S: Final = 300.0
 """For one answer: those before it in the owner's queue included."""
+
+DELIVERY_TIMEOUT_S: Final = 60.0
+"""For a delivery to come, and as long as `LEAST_BYTES_PER_S` allows for its size."""
+LEAST_BYTES_PER_S: Final = 32 * KIB
 
 L = TypeVar("L", bound=LoraReply)
 
@@ -125,7 +138,8 @@ class LoraAsking:
             for question in questions:
                 answer, frame = await _receive(stream, Answer)
                 digest.add(frame)
-                open_answer(answer, question, module_named(offer.record, question.module))
+                module = module_named(offer.record, question.module)
+                await trio.to_thread.run_sync(open_answer, answer, question, module)
                 yield ProbeAnswer(question, answer, nonce)
             receipt, _ = await _receive(stream, Receipt)
             opened = open_receipt(
@@ -158,11 +172,8 @@ class LoraAsking:
             theirs = open_agreement(agreed.agreement, ours, seller=offer.owner, now=now_s())
             delivered, _ = await _receive(stream, Delivered)
             delivery = open_delivery(delivered.delivery, theirs, now=now_s())
-            reader = DeliveryReader(delivery.record)
-            while reader.left:
-                piece, _ = await _receive(stream, Piece)
-                reader.add(piece)
-        return Purchased(agreed.agreement, delivery, secret, reader.finish())
+            ciphertext = await _taken(stream, delivery.record, delivered_size(offer.record))
+        return Purchased(agreed.agreement, delivery, secret, ciphertext)
 
     @asynccontextmanager
     async def _stream(self, owner: PeerId, start: LoraStart) -> AsyncIterator[Stream]:
@@ -172,6 +183,26 @@ class LoraAsking:
         ) as stream:
             await stream.send_frame(pack_start(start), max_size=MAX_REQUEST_SIZE)
             yield stream
+
+
+async def _taken(stream: Stream, delivery: Delivery, size: int) -> bytes:
+    """The ciphertext of a delivery, if it is as long as the adapter is, and comes in time.
+
+    Pieces but the last are full: a seller must not make a million of them.
+    """
+    if delivery.size != size:
+        raise PeerError(f"Delivery.size: is {delivery.size}, a delivery of this offer has {size}")
+    reader = DeliveryReader(delivery)
+    with trio.move_on_after(DELIVERY_TIMEOUT_S + size / LEAST_BYTES_PER_S) as deadline:
+        while reader.left:
+            expected = min(reader.left, DELIVERY_PIECE)
+            piece, _ = await _receive(stream, Piece)
+            if len(piece.data) < expected:
+                raise PeerError(f"Piece.data: {len(piece.data)} bytes, expected {expected}")
+            reader.add(piece)
+    if deadline.cancelled_caught:
+        raise PeerError(f"delivery: {reader.left} of {size} bytes did not come in time")
+    return await trio.to_thread.run_sync(reader.finish)
 
 
 async def _receive(stream: Stream, kind: type[L]) -> tuple[L, bytes]:

@@ -13,8 +13,10 @@ from p2p.lora_matrices import ENTRY_SIZE, VALUE_SIZE
 from p2p.lora_messages import Answer, Question
 from p2p.lora_records import LoraModule, LoraOffer
 from p2p.offer_proofs import ModuleProof
+from p2p.sealed_box import TAG_SIZE
 from training.errors import ConfigError
 from training.lora.layers import adaptable_layers
+from verification.adapter import delivery_size
 from verification.circuit import Shape, circuit_of, known
 from verification.errors import StatementError
 from verification.policy import Policy
@@ -44,7 +46,8 @@ def check_offer(offer: LoraOffer, preset: str, policy: Policy) -> None:
     expected = [(layer.name, layer.in_features, layer.out_features) for layer in layers]
     got = [(module.name, module.inputs, module.outputs) for module in offer.modules]
     if got != expected:
-        wrong = next((a for a, b in zip(got, expected, strict=False) if a != b), len(got))
+        equal = min(len(got), len(expected))  # as far as both go
+        wrong = next((a for a, b in zip(got, expected, strict=False) if a != b), equal)
         raise PeerError(f"LoraOffer.modules: not the layers of {preset}, from {wrong!r:.120} on")
     for module in offer.modules:
         try:
@@ -75,6 +78,19 @@ def sheet_of(offer: LoraOffer) -> bytes:
         offer.base,
         [(module.name, shape_of(offer, module), module.commitment) for module in offer.modules],
     )
+
+
+def delivered_size(offer: LoraOffer) -> int:
+    """Bytes that a delivery of an offer has once it is encrypted: no other can hold its adapter.
+
+    Raises:
+        PeerError: the offer has a layer that no circuit fits.
+    """
+    try:
+        shapes = [shape_of(offer, module) for module in offer.modules]
+    except StatementError as error:
+        raise PeerError(f"LoraOffer.modules: {error}") from error
+    return delivery_size(shapes) + TAG_SIZE
 
 
 def modules_plain(offer: LoraOffer) -> list[Mapping[str, object]]:

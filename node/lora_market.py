@@ -8,22 +8,33 @@ Nothing is fetched for an offer whose base is another than the person named.
 """
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from random import SystemRandom
 from typing import Final
 
 from node.adapter_facts import DeltaJob, Place, ProbePlan
 from node.adapters import Adapters
 from node.api import Json
+from node.clock import now_s
 from node.context import NodeContext
 from node.errors import ErrorCode, NodeError
 from node.folders import unpacked_checkpoint, unpacked_folder
 from node.keeping import PULLED
 from node.lora_asking import LoraAsking, ProbeAnswer
-from node.lora_budget import Leak, ModuleSize, adapter_leak
-from node.lora_convert import module_named, offer_name, question_statement
+from node.lora_convert import check_offer, module_named, offer_name, question_statement
+from node.lora_figures import (
+    int64_of,
+    leak_of,
+    looked_into,
+    own_squares,
+    questions_of,
+    squares_of,
+    values_of,
+)
 from node.lora_receiving import ReceivedDelivery, Receiving
 from node.lora_rows import OfferStanding, SeenOffer
 from node.offer_board import OfferBoard, OfferRefusedError
@@ -31,13 +42,10 @@ from node.offer_draft import place_of
 from node.offer_files import unpacked_probe
 from node.proving import Proving, RejectedByProofError
 from p2p.codec import Verified
-from p2p.errors import PeerError
 from p2p.ids import BlobId
-from p2p.lora_matrices import unpack_values
 from p2p.lora_messages import Question
 from p2p.lora_records import BLIND, DELTA, LoraOffer, ProbeReceipt
 from p2p.lora_streams import rows_per_question
-from verification.effect import predicted_change
 from verification.errors import PolicyError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +53,6 @@ logger = logging.getLogger(__name__)
 MEASURE_TIMEOUT_S: Final = 600.0
 DELTA_TIMEOUT_S: Final = 3600.0
 """Each layer's answer is a proof, and a layer waits for the one before it."""
-FRAUD_BAN_S: Final = 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,7 @@ class LoraMarket:
     adapters: Adapters
     proving: Proving
     asking: LoraAsking
+    _being_bought: set[BlobId] = field(default_factory=set)
 
     async def verify(self, wish: LookWish) -> AsyncGenerator[Json]:
         """Look into an offer without having it.
@@ -97,10 +105,10 @@ class LoraMarket:
         plan = await self.adapters.pairs(
             place, probe, offer.record.targets, wish.pairs, timeout_s=MEASURE_TIMEOUT_S
         )
-        ratio = self._sized(offer, squares, plan)
+        self._sized(offer, squares, plan)
         answers: list[ProbeAnswer] = []
         receipt: ProbeReceipt | None = None
-        questions = _questions(plan)
+        questions = questions_of(plan, SystemRandom())
         async with aclosing(self.asking.probe(offer, BLIND, questions)) as replies:
             async for reply in replies:
                 if isinstance(reply, ProbeReceipt):
@@ -110,7 +118,9 @@ class LoraMarket:
                 answers.append(reply)
                 yield _progress("probe", len(answers), len(questions))
         assert receipt is not None  # noqa: S101  it ends the iteration
-        done = _verified(offer, plan, answers, ratio, receipt)
+        values = values_of(answers)
+        ratio = self._sized(offer, own_squares(values), plan)
+        done = looked_into(offer, plan, values, ratio, receipt)
         if wish.delta_draws:
             done |= await self._deltas(offer, place, probe, wish.delta_draws)
         yield done
@@ -121,8 +131,28 @@ class LoraMarket:
         Events as `verify`. What does not match what was committed to leaves a fraud proof.
 
         Raises:
-            NodeError, P2PError: as `verify`.
+            NodeError, P2PError: as `verify`; `REFUSED` while it is being bought already.
         """
+        with self._one_purchase(wish.offer):
+            async with aclosing(self._buy(wish)) as events:
+                async for event in events:
+                    yield event
+
+    @contextmanager
+    def _one_purchase(self, offer: BlobId) -> Iterator[None]:
+        if offer in self._being_bought:
+            raise NodeError(
+                ErrorCode.REFUSED,
+                f"The offer {offer} is being bought already.",
+                "see what comes of that: paris-node lora list",
+            )
+        self._being_bought.add(offer)
+        try:
+            yield
+        finally:
+            self._being_bought.discard(offer)
+
+    async def _buy(self, wish: LookWish) -> AsyncGenerator[Json]:
         seen, offer = await self._offer(wish)
         squares = await self._proved(seen, offer)
         yield _progress("proofs", len(squares), len(offer.record.modules))
@@ -182,6 +212,13 @@ class LoraMarket:
                 f"This node has not heard of an offer {wish.offer}.",
                 "see those it knows: paris-node lora list",
             )
+        if self.context.state.loras.is_banned(seen.owner, now_s()):
+            raise NodeError(
+                ErrorCode.REFUSED,
+                f"What the owner {seen.owner} signed did not hold: this node has nothing to do "
+                "with its offers for now.",
+                "see why: paris-node lora list",
+            )
         offer = await self.board.offer(wish.offer, seen.owner)
         base = offer.record.base
         if wish.base is not None and wish.base != base:
@@ -192,15 +229,18 @@ class LoraMarket:
                 "look for one for yours: paris-node lora list",
             )
         await self.board.check_base(offer.record, offer.owner)
+        try:
+            check_offer(offer.record, self.board.catalog.manifest.preset, self.board.policy)
+        except PolicyError as error:
+            raise NodeError(ErrorCode.REFUSED, f"{str(error).capitalize()}.") from error
         return seen, offer
 
     async def _proved(self, seen: SeenOffer, offer: Verified[LoraOffer]) -> Mapping[str, float]:
         """Squared norms of the layers by the offer's proofs, checked now if they were not."""
-        squares = seen.facts.get("squares")
-        if seen.standing in (OfferStanding.PROVED, OfferStanding.MEASURED) and isinstance(
-            squares, Mapping
-        ):
-            return {str(name): float(square) for name, square in squares.items()}
+        if seen.standing in (OfferStanding.PROVED, OfferStanding.MEASURED):
+            known = squares_of(seen.facts, offer.record)
+            if known is not None:
+                return known
         try:
             found = await self.board.prove(offer, seen.proofs)
         except OfferRefusedError as error:
@@ -255,6 +295,7 @@ class LoraMarket:
         record = offer.record
         job = DeltaJob(probe, record.targets, record.alpha / record.rank, draws)
         rows_left = record.leaks.delta_rows
+        asked: Counter[str] = Counter()
 
         async def answer(layer: str, rows: int, x: bytes) -> bytes:
             nonlocal rows_left
@@ -268,10 +309,12 @@ class LoraMarket:
                 async with aclosing(self.asking.probe(offer, DELTA, [question])) as replies:
                     async for reply in replies:
                         if isinstance(reply, ProbeReceipt):
-                            rows_left = reply.rows_left
+                            asked[layer] += count
+                            most_left = record.leaks.delta_rows - max(asked.values())
+                            rows_left = max(0, min(reply.rows_left, most_left))
                             continue
                         await self._check(offer, reply)
-                        parts.append(_int64(reply.answer.values, count, module.outputs))
+                        parts.append(int64_of(reply.answer.values))
             return b"".join(parts)
 
         found = await self.adapters.deltas(place, job, answer, timeout_s=DELTA_TIMEOUT_S)
@@ -282,71 +325,6 @@ class LoraMarket:
             "rows_left": rows_left,
             "delta_leak_percent": leak_of(record, rows=record.leaks.delta_rows - rows_left),
         }
-
-
-def leak_of(offer: LoraOffer, *, scalars: int = 0, rows: int = 0) -> float:
-    """How much of an adapter is known in per cent, by what was told of each of its layers."""
-    sizes = {m.name: ModuleSize(m.inputs, offer.rank, m.outputs) for m in offer.modules}
-    leak = Leak(scalars, rows)
-    return round(adapter_leak(sizes, dict.fromkeys(sizes, leak)).percent, 3)
-
-
-def _questions(plan: ProbePlan) -> list[Question]:
-    """One question a pair: each answer is one number."""
-    return [
-        Question(
-            module.module, 1, 1, module.left[i].astype("<i2").tobytes(),
-            module.right[i].astype("<i2").tobytes(),
-        )
-        for module in plan.modules
-        for i in range(len(module.weights))
-    ]  # fmt: skip
-
-
-def _verified(
-    offer: Verified[LoraOffer],
-    plan: ProbePlan,
-    answers: list[ProbeAnswer],
-    ratio: float,
-    receipt: ProbeReceipt,
-) -> Json:
-    record = offer.record
-    values: dict[str, list[int]] = {}
-    for reply in answers:
-        found = unpack_values(reply.answer.values, 1, 1)[0][0]
-        values.setdefault(reply.question.module, []).append(found)
-    weights = {module.module: module.weights for module in plan.modules}
-    told = record.leaks.scalars - receipt.scalars_left
-    captured = sum(module.captured for module in plan.modules) / len(plan.modules)
-    return {
-        "event": "done",
-        "offer": offer_name(offer),
-        "cluster": record.cluster,
-        "base": record.base,
-        "layers": len(record.modules),
-        "rank": record.rank,
-        "rows": plan.rows,
-        "base_loss": plan.base_loss,
-        "predicted": predicted_change(values, weights, record.alpha / record.rank),
-        "captured": captured,
-        "ratio": ratio,
-        "claimed_base": record.claims.base_loss,
-        "claimed_loss": record.claims.adapted_loss,
-        "scalars_left": receipt.scalars_left,
-        "leak_percent": leak_of(record, scalars=told),
-    }
-
-
-def _int64(values: bytes, rows: int, columns: int) -> bytes:
-    """Values of 16 bytes as the adapter worker takes them: 8 bytes each.
-
-    Raises:
-        PeerError: one that no int16 weights could give.
-    """
-    found = [x for row in unpack_values(values, rows, columns) for x in row]
-    if any(not -(2**63) <= x < 2**63 for x in found):
-        raise PeerError("Answer.values: a delta of more than 64 bits")
-    return b"".join(x.to_bytes(8, "little", signed=True) for x in found)
 
 
 def _progress(phase: str, done: int, total: int) -> Json:

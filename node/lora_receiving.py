@@ -13,12 +13,14 @@ from node.adapter_facts import Place, Purchase
 from node.adapters import Adapters
 from node.clock import now_s
 from node.context import NodeContext
+from node.disk import on_disk
 from node.errors import ErrorCode, NodeError
 from node.lora_asking import Purchased
 from node.lora_convert import modules_plain, offer_name
 from node.lora_rows import OfferStanding
 from node.lora_shelf import PURCHASE_FILE
 from node.offer_board import OfferBoard
+from node.offer_folder import workplace
 from node.proving import Proving, RejectedByProofError
 from p2p.codec import Verified
 from p2p.errors import PeerError
@@ -31,6 +33,8 @@ from verification.adapter import DELIVERY_MAGIC, SALT_SEED_SIZE
 
 KEEP_TIMEOUT_S: Final = 600.0
 FRAUD_BAN_S: Final = 365 * 86_400.0
+_DELIVERY_FILE: Final = "delivered.bin"
+_ARRAYS_FILE: Final = "arrays.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +70,24 @@ class Receiving:
             NodeError: `VERIFICATION_FAILED` if it is not, naming the file that proves it.
             StorageError: the disk refuses.
         """
-        home, offer_id = self.context.config.paths, offer_name(received.offer)
-        home.offers.mkdir(mode=0o700, parents=True, exist_ok=True)
-        delivery = home.offers / f".{offer_id}.bought"
-        try:
-            plaintext = received.bought.plaintext()
-            await trio.to_thread.run_sync(write_file, delivery, plaintext)
-            await self.proving.check(modules_plain(received.offer.record), delivery)
-        except (PeerError, RejectedByProofError) as error:
-            raise await self._fraud(received, str(error)) from error
-        finally:
-            delivery.unlink(missing_ok=True)
-        return await self._shelve(received, plaintext)
+        offers = self.context.config.paths.offers
+        with workplace(offers) as folder:  # of this purchase alone: what is checked is what is kept
+            delivery = folder / _DELIVERY_FILE
+            try:
+                plaintext = await trio.to_thread.run_sync(received.bought.plaintext)
+                with on_disk("write what was delivered"):
+                    await trio.to_thread.run_sync(write_file, delivery, plaintext)
+                await self.proving.check(modules_plain(received.offer.record), delivery)
+            except (PeerError, RejectedByProofError) as error:
+                raise await self._fraud(received, str(error)) from error
+            return await self._shelve(received, plaintext, folder)
 
-    async def _shelve(self, received: ReceivedDelivery, plaintext: bytes) -> Path:
+    async def _shelve(self, received: ReceivedDelivery, plaintext: bytes, place: Path) -> Path:
         home, offer_id = self.context.config.paths, offer_name(received.offer)
         record, claims = received.offer.record, received.offer.record.claims
-        folder = _free_folder(home.loras, record.name, offer_id)
-        arrays = home.offers / f".{offer_id}.arrays"
+        with on_disk("find a place on the shelf"):
+            folder = _free_folder(home.loras, record.name, offer_id)
+        arrays = place / _ARRAYS_FILE
         purchase = Purchase(
             arrays=arrays,
             cid=record.base,
@@ -99,22 +103,21 @@ class Receiving:
             probe=received.probe,
         )
         raw = plaintext[len(DELIVERY_MAGIC) + SALT_SEED_SIZE :]
-        try:
+        with on_disk("write the adapter"):
             await trio.to_thread.run_sync(write_file, arrays, raw)
-            await self.adapters.keep(received.place, purchase, folder, timeout_s=KEEP_TIMEOUT_S)
-        finally:
-            arrays.unlink(missing_ok=True)
+        await self.adapters.keep(received.place, purchase, folder, timeout_s=KEEP_TIMEOUT_S)
         told = {
             "offer": offer_id,
             "seller": received.offer.owner,
             "terms": record.terms,
             "bought_at": now_s(),
         }
-        await trio.to_thread.run_sync(write_file, folder / PURCHASE_FILE, canonical_json(told))
+        with on_disk("write down the purchase"):
+            await trio.to_thread.run_sync(write_file, folder / PURCHASE_FILE, canonical_json(told))
         return folder
 
     async def _fraud(self, received: ReceivedDelivery, why: str) -> NodeError:
-        """Keep what proves it, have nothing more to do with the seller, and say so."""
+        """Have nothing more to do with the seller, keep what proves it, and say so."""
         offer, bought = received.offer, received.bought
         offer_id = offer_name(offer)
         proof = FraudProof(
@@ -124,12 +127,14 @@ class Receiving:
             buyer_secret=bought.secret,
             ciphertext=bought.ciphertext,
         )
-        path = self.context.config.paths.offers / f"{offer_id}.fraud"
-        await trio.to_thread.run_sync(write_file, path, pack_fraud(proof))
         seen = self.context.state.loras.seen(offer_id)
         if seen is not None:
             self.board.note(offer, seen.proofs, OfferStanding.REFUSED, f"fraud: {why}"[:500])
         self.board.strike(offer.owner, f"fraud, {offer_id}: {why}", ban_s=FRAUD_BAN_S, at=1)
+        path = self.context.config.paths.offers / f"{offer_id}.fraud"
+        with on_disk("write the proof of fraud"):
+            data = await trio.to_thread.run_sync(pack_fraud, proof)
+            await trio.to_thread.run_sync(write_file, path, data)
         self.context.journal.write("fraud", offer=offer_id, seller=offer.owner, proof=str(path))
         return NodeError(
             ErrorCode.VERIFICATION_FAILED,

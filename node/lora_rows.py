@@ -102,7 +102,16 @@ def seen_offer_of(row: tuple[str, str, int, str, str, str, str, str, float, floa
         proofs=BlobId(row[4]),
         standing=OfferStanding(row[5]),
         why=row[6],
-        facts=json.loads(row[7]),
+        facts=_facts_of(row[7]),
         expires_at=row[8],
         updated_at=row[9],
     )
+
+
+def _facts_of(text: str) -> Mapping[str, object]:
+    """What was found out; nothing if the text is damaged: it can be found out again."""
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}

@@ -1,7 +1,8 @@
 """Answering for own offers: probes within their budgets, and deliveries to whoever signs the terms.
 
 Every answer is counted on disk before it is made, whoever asks. Requests are signed, fresh, and
-taken once. One is answered at a time; a few wait.
+taken once. A few are at hand at a time, and their answers take turns; whoever asks must send and
+read at some pace, or loses its place.
 """
 
 import hashlib
@@ -21,17 +22,20 @@ from node.errors import NodeError
 from node.lora_budget import BudgetSpentError, Spend
 from node.lora_convert import modules_plain, question_statement
 from node.lora_rows import OwnOffer
-from node.offers import DELIVERY_FILE, Offers, limits_of
+from node.offer_folder import DELIVERY_FILE, read_delivery
+from node.offers import Offers, limits_of
 from node.proving import Proving, RejectedByProofError
 from p2p.codec import BLOB_KEY, Verified, open_signed, seal
-from p2p.errors import DecodeError, ExpiredError, LimitError, StorageError
+from p2p.errors import DecodeError, ExpiredError, LimitError, PeerError, StorageError
 from p2p.host import Stream
 from p2p.ids import BlobId, PeerId, blob_id
 from p2p.limits import (
+    KIB,
     MAX_ANSWER_FRAME,
     MAX_ASK_AGE_S,
     MAX_CLOCK_SKEW_S,
     MAX_LORA_FRAME,
+    MAX_REASON_LENGTH,
     MAX_REQUEST_SIZE,
     REQUEST_TIMEOUT_S,
 )
@@ -52,7 +56,7 @@ from p2p.lora_messages import (
     parse_start,
     refusal_of,
 )
-from p2p.lora_records import Agreement, Delivery, LoraOffer, ProbeReceipt, ProbeRequest
+from p2p.lora_records import DELTA, Agreement, Delivery, LoraOffer, ProbeReceipt, ProbeRequest
 from p2p.lora_streams import QuestionReader, pieces_of
 from p2p.sealed_box import new_secret, public_of, seal_box
 
@@ -61,8 +65,10 @@ logger = logging.getLogger(__name__)
 SLOTS: Final = 4
 """Requests read and waiting at once: one of 40 layers takes half a minute."""
 PER_PEER: Final = 1
-_QUESTIONS_TIMEOUT_S: Final = 60.0
-"""For all questions of a request to arrive."""
+_PATIENCE_S: Final = 30.0
+"""For all questions of a request to arrive, and for all its answers to be taken; more as they are
+long, see `_LEAST_BYTES_PER_S`."""
+_LEAST_BYTES_PER_S: Final = 32 * KIB
 _NONCES: Final = 4096
 """Remembered, the oldest forgotten first; none older than `MAX_ASK_AGE_S` can come again."""
 _FAILED: Final = LoraRefusal("failed", "this node could not answer: try later")
@@ -73,7 +79,7 @@ class RefusedHereError(Exception):
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
-        self.refusal = LoraRefusal(code, reason[:500])
+        self.refusal = _refusal(code, reason)
 
 
 @dataclass(slots=True)
@@ -84,7 +90,6 @@ class LoraServing:
     offers: Offers
     proving: Proving
     _slots: Counter[PeerId] = field(default_factory=Counter)
-    _turn: trio.Lock = field(default_factory=trio.Lock)
     _nonces: OrderedDict[tuple[PeerId, bytes], float] = field(default_factory=OrderedDict)
 
     async def run(self) -> None:
@@ -106,7 +111,7 @@ class LoraServing:
             logger.warning("a request of %s failed: %s", stream.peer, error)
             await _send(stream, _FAILED)
         except ExpiredError as error:
-            await _send(stream, LoraRefusal("expired", str(error)[:500]))
+            await _send(stream, _refusal("expired", str(error)))
         except (DecodeError, LimitError) as error:
             await _send(stream, refusal_of(error))
 
@@ -114,18 +119,20 @@ class LoraServing:
     async def _probe(self, stream: Stream, envelope: bytes) -> None:
         own, offer = self._offer_of(envelope, ProbeRequest)
         request = open_request(envelope, offer, peer=stream.peer, now=now_s())
+        if request.record.mode == DELTA and not offer.record.leaks.delta_rows:
+            raise RefusedHereError("not_offered", "this offer has no delta mode")
         self._take_nonce(stream.peer, request.record.nonce)
+        replies = _Replies(stream)
         with self._slot(stream.peer):
             questions = await _questions(stream, QuestionReader(request.record, offer.record))
-            async with self._turn:
-                self._spend(own, offer.record, questions)
-                answers = FramesDigest()
-                for question in questions:
-                    answer = await self._proved(own, offer, question, request.record.nonce)
-                    frame = pack_reply(answer)
-                    answers.add(frame)
-                    await stream.send_frame(frame, max_size=MAX_ANSWER_FRAME)
-                await _send(stream, self._receipt(own, offer, envelope, answers.text()))
+            self._check_standing(own)  # it may have been withdrawn meanwhile
+            self._spend(own, offer.record, questions)
+            answers = FramesDigest()
+            for question in questions:
+                answer = await self._proved(own, offer, question, request.record.nonce)
+                answers.add(await replies.send(answer))
+            receipt = self._receipt(own, offer, envelope, answers.text())
+        await replies.send(receipt)  # whoever has it may ask again at once
         self.context.journal.write("probed", offer=own.offer, peer=stream.peer)
 
     async def _proved(
@@ -150,8 +157,6 @@ class LoraServing:
                 rows=so_far.rows + question.delta_rows,
                 proofs=so_far.proofs + 1,
             )
-        if any(question.is_delta for question in questions) and not offer.leaks.delta_rows:
-            raise RefusedHereError("not_offered", "this offer has no delta mode")
         try:
             self.context.state.loras.spend(own.adapter, wanted, limits_of(offer))
         except BudgetSpentError as error:
@@ -182,11 +187,10 @@ class LoraServing:
         if buyers and stream.peer not in buyers:
             raise RefusedHereError("not_offered", "this offer is not for you")
         with self._slot(stream.peer):
-            plaintext = await trio.to_thread.run_sync(self._delivery(own.offer).read_bytes)
             mine = seal(agreed.record, self.context.identity, key=BLOB_KEY, expires_at=None)
             secret = new_secret()
-            ciphertext = await trio.to_thread.run_sync(
-                _sealed, plaintext, secret, agreed.record.buyer_key, blob_id(mine)
+            ciphertext, digest = await trio.to_thread.run_sync(
+                _sealed, self.offers.folder(own.offer), secret, agreed.record.buyer_key, mine
             )
             delivery = Delivery(
                 run=self.context.run,
@@ -194,16 +198,15 @@ class LoraServing:
                 agreement=blob_id(mine),
                 seller_key=public_of(secret),
                 size=len(ciphertext),
-                ciphertext=hashlib.sha256(ciphertext).hexdigest(),
+                ciphertext=digest,
                 delivered_at=now_s(),
             )
-            await _send(stream, Agreed(mine))
-            await _send(
-                stream,
-                Delivered(seal(delivery, self.context.identity, key=BLOB_KEY, expires_at=None)),
-            )
+            said = seal(delivery, self.context.identity, key=BLOB_KEY, expires_at=None)
+            replies = _Replies(stream)
+            await replies.send(Agreed(mine))
+            await replies.send(Delivered(said))
             for piece in pieces_of(ciphertext):
-                await _send(stream, piece)
+                await replies.send(piece)
         self.context.journal.write("delivered", offer=own.offer, peer=stream.peer)
 
     # --- shared ---------------------------------------------------------------------------------
@@ -216,6 +219,10 @@ class LoraServing:
             if own.offer == named:
                 return own, self.offers.opened(own)
         raise RefusedHereError("unknown_offer", f"this node does not offer {named}")
+
+    def _check_standing(self, own: OwnOffer) -> None:
+        if all(one.offer != own.offer for one in self.offers.standing()):
+            raise RefusedHereError("unknown_offer", f"this node does not offer {own.offer} now")
 
     @contextmanager
     def _slot(self, peer: PeerId) -> Iterator[None]:
@@ -246,21 +253,53 @@ class LoraServing:
         self._nonces[peer, nonce] = now
 
 
+@dataclass(slots=True)
+class _Replies:
+    """Sends to one who must take it all at some pace: else not reading would hold a place."""
+
+    stream: Stream
+    _left_s: float = _PATIENCE_S
+
+    async def send(self, reply: LoraReply) -> bytes:
+        """Send one reply; its frame.
+
+        Raises:
+            PeerError: it was not taken in time.
+        """
+        frame = pack_reply(reply)
+        self._left_s += len(frame) / _LEAST_BYTES_PER_S
+        begun = trio.current_time()
+        with trio.move_on_after(max(0.0, self._left_s)) as deadline:
+            await self.stream.send_frame(frame, max_size=MAX_ANSWER_FRAME)
+        if deadline.cancelled_caught:
+            raise PeerError(f"{self.stream.peer} does not take what it asked for")
+        self._left_s -= trio.current_time() - begun
+        return frame
+
+
 async def _questions(stream: Stream, reader: QuestionReader) -> tuple[Question, ...]:
     """All questions of a request, in the time that all of them have."""
-    with trio.move_on_after(_QUESTIONS_TIMEOUT_S) as deadline:
+    with trio.move_on_after(_PATIENCE_S) as deadline:
         while not reader.is_complete:
-            reader.add(
-                await stream.receive_frame(max_size=MAX_LORA_FRAME, timeout_s=REQUEST_TIMEOUT_S)
-            )
+            frame = await stream.receive_frame(max_size=MAX_LORA_FRAME, timeout_s=REQUEST_TIMEOUT_S)
+            deadline.deadline += len(frame) / _LEAST_BYTES_PER_S
+            await trio.to_thread.run_sync(reader.add, frame)
     if deadline.cancelled_caught:
         raise RefusedHereError("bad_request", "the questions did not arrive in time")
     return reader.finish()
 
 
-def _sealed(plaintext: bytes, secret: bytes, to: bytes, agreement: BlobId) -> bytes:
-    return seal_box(plaintext, secret=secret, to=to, agreement=agreement)
+def _sealed(folder: Path, secret: bytes, to: bytes, agreement: bytes) -> tuple[bytes, str]:
+    """A delivery encrypted under a sealed agreement, and the hash of that. Blocks."""
+    plaintext = read_delivery(folder)
+    ciphertext = seal_box(plaintext, secret=secret, to=to, agreement=blob_id(agreement))
+    return ciphertext, hashlib.sha256(ciphertext).hexdigest()
+
+
+def _refusal(code: str, reason: str) -> LoraRefusal:
+    text = "".join(char if char.isprintable() else " " for char in reason)
+    return LoraRefusal(code, text[:MAX_REASON_LENGTH])
 
 
 async def _send(stream: Stream, reply: LoraReply) -> None:
-    await stream.send_frame(pack_reply(reply), max_size=MAX_ANSWER_FRAME)
+    await _Replies(stream).send(reply)

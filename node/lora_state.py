@@ -83,6 +83,10 @@ class LoraState:
         )
         return tuple(own_offer_of(row) for row in rows)
 
+    def all_own_offers(self) -> tuple[OwnOffer, ...]:
+        """This node's offers for every run of its home: their files lie in one folder."""
+        return tuple(map(own_offer_of, self._execute(f"{_SELECT_OWN} ORDER BY created_at, offer")))
+
     def own_offer(self, offer: BlobId) -> OwnOffer | None:
         """One of this node's offers; None if it is not this node's."""
         row = self._execute(f"{_SELECT_OWN} WHERE offer = ?", (offer,)).fetchone()

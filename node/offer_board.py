@@ -17,22 +17,20 @@ import trio
 from node.catalog import Catalog
 from node.clock import now_s
 from node.context import NodeContext
-from node.errors import NodeError
+from node.errors import ErrorCode, NodeError
 from node.lora_convert import check_offer, offer_name, offer_statement
 from node.lora_rows import OfferStanding, SeenOffer
 from node.offer_files import fetch_file
-from node.offer_queue import OfferQueue, Waiting
+from node.offer_hearing import OfferHearing
+from node.offer_queue import OfferQueue, PutOff, Waiting
 from node.proving import Proving, RejectedByProofError
-from p2p.codec import Verified, check_envelope, open_signed
+from p2p.codec import Verified
 from p2p.errors import ExpiredError, P2PError, PeerError, StorageError, TransportError
-from p2p.gossip_rules import GossipRules
-from p2p.host import Verdict
 from p2p.ids import BlobId, ClusterId, PeerId
-from p2p.limits import MAX_OFFER_PROOFS_SIZE, MAX_OWNERS_PER_KEY
+from p2p.limits import MAX_OFFER_PROOFS_SIZE
 from p2p.lora_checks import open_offer
 from p2p.lora_records import LoraOffer, OfferAdvert
 from p2p.offer_proofs import PROOFS_FILE, open_offer_proofs
-from p2p.records import lora_key
 from verification.errors import PolicyError
 from verification.policy import Policy
 
@@ -41,17 +39,22 @@ logger = logging.getLogger(__name__)
 STRIKES: Final = 2
 """Offers that do not hold, after which an owner is banned."""
 BAN_S: Final = 3600.0
-_REFRESH_S: Final = 30.0
-_AT_ONCE: Final = 8
 _LOOKERS: Final = 4
 """Offers fetched at a time, so that an owner who sends slowly does not hold up the others."""
 _PATIENCE_S: Final = 20.0
 """For fetching one offer's bytes; what is not there by then is looked for again."""
+_PROOFS_PATIENCE_S: Final = 60.0
+"""For fetching its proofs: 8 MiB at most, 1 MiB of 280 layers."""
+_FORGET_S: Final = 30.0
 _MOST_STRIKERS: Final = 1024
 
 
 class OfferRefusedError(Exception):
     """An offer that does not hold; says why. Its owner signed it."""
+
+
+class _MisadvertisedError(PeerError):
+    """An advert that names somebody else's offer: nothing is wrong with the offer itself."""
 
 
 @dataclass(slots=True)
@@ -68,23 +71,23 @@ class OfferBoard:
     policy: Policy = field(default_factory=Policy)
     counts: Counter[str] = field(default_factory=Counter)
     _queue: OfferQueue = field(default_factory=OfferQueue)
+    _put_off: PutOff = field(default_factory=PutOff)
+    _in_hand: dict[PeerId, BlobId] = field(default_factory=dict)
+    """One offer of an owner at a time: a slow one holds up its other offers alone."""
     _news: trio.Event = field(default_factory=trio.Event)
     _strikes: Counter[PeerId] = field(default_factory=Counter)
+    _hearing: OfferHearing = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._hearing = OfferHearing(self.context, self.catalog, self._take)
 
     async def run(self) -> None:
         """Listen, read the DHT now and then, and look into what was heard of; until cancelled."""
-        rules = GossipRules(self.context.run, OfferAdvert)
-
-        def validate(sender: PeerId, data: bytes) -> Verdict:
-            return rules.check(sender, data, now_s())[0]
-
-        channel = await self.context.host.subscribe(rules.topic, validate)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read_now_and_then)
+            nursery.start_soon(self._hearing.run)
+            nursery.start_soon(self._forget_now_and_then)
             for _ in range(_LOOKERS):
                 nursery.start_soon(self._look_into_all)
-            async for message in channel:
-                self._hear(message.data)
 
     def offers(self) -> tuple[SeenOffer, ...]:
         """Offers that still stand, the newest first."""
@@ -120,9 +123,15 @@ class OfferBoard:
             NodeError, P2PError: nothing was decided.
         """
         record, offer_id = offer.record, offer_name(offer)
-        data = await fetch_file(
-            self.context, proofs, PROOFS_FILE, MAX_OFFER_PROOFS_SIZE, owner=offer.owner
-        )
+        try:
+            with trio.fail_after(_PROOFS_PATIENCE_S):
+                data = await fetch_file(
+                    self.context, proofs, PROOFS_FILE, MAX_OFFER_PROOFS_SIZE, owner=offer.owner
+                )
+        except trio.TooSlowError as error:
+            raise NodeError(
+                ErrorCode.TIMEOUT, f"The proofs did not come within {_PROOFS_PATIENCE_S:g} s."
+            ) from error
         found = open_offer_proofs(data, record, offer_id=offer_id)
         squares: dict[str, float] = {}
         for module, proof in zip(record.modules, found.modules, strict=True):
@@ -141,9 +150,11 @@ class OfferBoard:
         if len(self._strikes) > _MOST_STRIKERS:
             del self._strikes[next(iter(self._strikes))]
         if self._strikes[owner] >= at:
-            self.context.state.loras.ban(owner, why[:500], now_s() + ban_s)
+            loras, now = self.context.state.loras, now_s()
+            if not loras.is_banned(owner, now):
+                self.counts["banned"] += 1
+            loras.ban(owner, why[:500], now + ban_s)
             self._queue.forget(owner)
-            self.counts["banned"] += 1
             logger.warning("offers of %s are ignored for %.0f s: %s", owner, ban_s, why)
 
     def note(
@@ -166,86 +177,87 @@ class OfferBoard:
                 proofs=proofs,
                 standing=standing,
                 why=why,
-                facts={**(known.facts if known else summary(record)), **(facts or {})},
+                facts={**summary(record), **(known.facts if known else {}), **(facts or {})},
                 expires_at=record.expires_at,
                 updated_at=now_s(),
             )
         )
 
-    def _hear(self, envelope: bytes) -> None:
-        """An advert that the topic's rules let through."""
-        try:
-            key = check_envelope(envelope).key
-            self._take(open_signed(OfferAdvert, envelope, key=key, now=now_s()))
-        except PeerError as error:
-            logger.info("gossiped offers dropped: %s", error)
-
     def _take(self, advert: Verified[OfferAdvert]) -> None:
         """Queue what an advert tells that is not known yet."""
-        owner, loras = advert.owner, self.context.state.loras
-        if owner == self.context.identity.peer or advert.record.cluster not in self._clusters():
+        owner = advert.owner
+        is_ours = owner == self.context.identity.peer
+        if is_ours or advert.record.cluster not in self.catalog.clusters():
             return
-        if loras.is_banned(owner, now_s()):
+        if self.context.state.loras.is_banned(owner, now_s()):
             self.counts["of banned owners"] += 1
             return
         for ref in advert.record.offers:
-            known = loras.seen(ref.offer)
-            if known is not None and known.standing is not OfferStanding.CLAIMED:
+            item = Waiting(owner, ref)
+            if not self._is_wanted(item):
                 self.counts["known"] += 1
-            elif self._queue.add(Waiting(owner, ref)):
-                self._news.set()
-                self._news = trio.Event()
+            elif self._queue.add(item):
+                self._wake_lookers()
             else:
                 self.counts["dropped"] += 1
 
-    def _clusters(self) -> tuple[ClusterId, ...]:
-        return self.catalog.clusters()
+    def _is_wanted(self, item: Waiting) -> bool:
+        """Whether an offer is neither decided, nor being looked into, nor put off."""
+        is_in_hand = self._in_hand.get(item.owner) == item.ref.offer
+        is_due = self._put_off.is_due(item, trio.current_time())
+        return is_due and not is_in_hand and not self._is_decided(item.ref.offer)
 
-    async def _read_now_and_then(self) -> None:
+    def _is_decided(self, offer: BlobId) -> bool:
+        known = self.context.state.loras.seen(offer)
+        return known is not None and known.standing is not OfferStanding.CLAIMED
+
+    async def _forget_now_and_then(self) -> None:
         while True:
-            self.context.state.loras.forget_expired(now_s())
-            limiter = trio.CapacityLimiter(_AT_ONCE)
-            async with trio.open_nursery() as nursery:
-                for cluster in self._clusters():
-                    nursery.start_soon(self._read, cluster, limiter)
-            await trio.sleep(_REFRESH_S)
+            try:
+                self.context.state.loras.forget_expired(now_s())
+            except StorageError as error:
+                logger.warning("offers that are over are not forgotten: %s", error)
+            await trio.sleep(_FORGET_S)
 
-    async def _read(self, cluster: ClusterId, limiter: trio.CapacityLimiter) -> None:
-        key = lora_key(self.context.run, cluster)
-        async with limiter:
-            try:
-                stored = (await self.context.swarm.get(key))[:MAX_OWNERS_PER_KEY]
-            except TransportError as error:
-                logger.info("offers of cluster %d not read: %s", cluster, error)
-                return
-        for each in stored:
-            try:
-                self._take(open_signed(OfferAdvert, each.value, key=key, now=now_s()))
-            except PeerError as error:
-                logger.info("offers dropped: %s", error)
+    def _wake_lookers(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
 
     async def _look_into_all(self) -> None:
         while True:
-            found = self._queue.take(trio.current_time())
-            if isinstance(found, Waiting):
-                await self._look_into(found)
+            found = self._queue.take(trio.current_time(), self._in_hand.keys())
+            if not isinstance(found, Waiting):
+                with trio.move_on_after(found):
+                    await self._news.wait()
                 continue
-            with trio.move_on_after(found):
-                await self._news.wait()
+            self._in_hand[found.owner] = found.ref.offer
+            try:
+                await self._look_into(found)
+            except StorageError as error:
+                logger.warning("offer %s is not looked into: %s", found.ref.offer, error)
+                self._put_off.note(found, trio.current_time())
+            finally:
+                del self._in_hand[found.owner]
+                self._wake_lookers()
 
     async def _look_into(self, item: Waiting) -> None:
         """One offer, from its bytes to its proofs; what cannot be had is left for another time."""
-        if self.context.state.loras.is_banned(item.owner, now_s()):
+        is_banned = self.context.state.loras.is_banned(item.owner, now_s())
+        if is_banned or self._is_decided(item.ref.offer):  # a person may have looked meanwhile
             return
         try:
             with trio.fail_after(_PATIENCE_S):
                 offer = await self._claimed(item)
         except (ExpiredError, NodeError, StorageError, TransportError, trio.TooSlowError) as error:
             logger.info("offer %s of %s can't be had: %s", item.ref.offer, item.owner, error)
-            return
+            self._put_off.note(item, trio.current_time())
         except (PeerError, PolicyError) as error:
-            self._refuse_unread(item, str(error))
-            return
+            self._refuse_unread(item, error)
+        else:
+            await self._decide(item, offer)
+
+    async def _decide(self, item: Waiting, offer: Verified[LoraOffer]) -> None:
+        """Check the proofs of an offer of good form, and remember what came of it."""
         self.note(offer, item.ref.proofs, OfferStanding.CLAIMED, "its proofs are being checked")
         try:
             squares = await self.prove(offer, item.ref.proofs)
@@ -255,22 +267,25 @@ class OfferBoard:
             self.strike(item.owner, f"offer {item.ref.offer}: {error}")
         except (NodeError, P2PError) as error:
             self.note(offer, item.ref.proofs, OfferStanding.CLAIMED, str(error)[:500])
+            self.counts["undecided"] += 1
+            self._put_off.note(item, trio.current_time())
             logger.info("offer %s is not decided: %s", item.ref.offer, error)
         else:
             self.note(offer, item.ref.proofs, OfferStanding.PROVED, facts={"squares": squares})
             self.counts["proved"] += 1
+            self._put_off.forget(item)
             self.context.journal.write("offer proved", offer=item.ref.offer, owner=item.owner)
 
     async def _claimed(self, item: Waiting) -> Verified[LoraOffer]:
         """The offer's signed bytes, checked against the advert, our run, its base, our circuits."""
         offer = await self.offer(item.ref.offer, item.owner)
         record = offer.record
-        for name, got, expected in (
-            ("owner", offer.owner, item.owner),
-            ("base", record.base, item.ref.base),
-        ):
-            if got != expected:
-                raise PeerError(f"LoraOffer: {name} is {got}, advertised was {expected}")
+        if offer.owner != item.owner:
+            raise _MisadvertisedError(
+                f"LoraOffer: owner is {offer.owner}, advertised was {item.owner}"
+            )
+        if record.base != item.ref.base:
+            raise PeerError(f"LoraOffer: base is {record.base}, advertised was {item.ref.base}")
         await self.check_base(record, item.owner)
         check_offer(record, self.catalog.manifest.preset, self.policy)
         return offer
@@ -294,25 +309,32 @@ class OfferBoard:
                 f"says {offer.cluster}; {named}"
             )
 
-    def _refuse_unread(self, item: Waiting, why: str) -> None:
-        """An offer whose own bytes do not hold; an expired one is nobody's fault."""
+    def _refuse_unread(self, item: Waiting, error: Exception) -> None:
+        """An offer whose own bytes do not hold, or that this node's policy does not take.
+
+        What breaks only our policy is no fault of its owner's; what is somebody else's is still
+        an offer of that one.
+        """
+        why = str(error)
         self.counts["refused"] += 1
         logger.info("offer %s of %s refused: %s", item.ref.offer, item.owner, why)
-        self.context.state.loras.note_seen(
-            SeenOffer(
-                offer=item.ref.offer,
-                run=self.context.run,
-                cluster=ClusterId(0),
-                owner=item.owner,
-                proofs=item.ref.proofs,
-                standing=OfferStanding.REFUSED,
-                why=why[:500],
-                facts={},
-                expires_at=now_s() + BAN_S,
-                updated_at=now_s(),
+        if not isinstance(error, _MisadvertisedError):
+            self.context.state.loras.note_seen(
+                SeenOffer(
+                    offer=item.ref.offer,
+                    run=self.context.run,
+                    cluster=ClusterId(0),
+                    owner=item.owner,
+                    proofs=item.ref.proofs,
+                    standing=OfferStanding.REFUSED,
+                    why=why[:500],
+                    facts={},
+                    expires_at=now_s() + BAN_S,
+                    updated_at=now_s(),
+                )
             )
-        )
-        self.strike(item.owner, f"offer {item.ref.offer}: {why}")
+        if not isinstance(error, PolicyError):
+            self.strike(item.owner, f"offer {item.ref.offer}: {why}")
 
 
 def summary(offer: LoraOffer) -> dict[str, object]:

@@ -12,12 +12,15 @@ from node.adapters import Adapters
 from node.catalog import Catalog
 from node.clock import now_s
 from node.context import NodeContext
+from node.disk import on_disk
 from node.errors import ErrorCode, NodeError
 from node.folders import unpacked_checkpoint, unpacked_folder
 from node.keeping import PULLED
 from node.lora_shelf import LoraFacts, base_of, find_on_shelf
 from node.offer_files import store_folder
+from node.offer_folder import write_delivery
 from node.proving import Proving
+from p2p.errors import PeerError
 from p2p.ids import BlobId, ClusterId, PeerId
 from p2p.lora_records import LORA_FORMAT, LeakPolicy, LoraClaims, LoraModule, LoraOffer
 from training.lora.layers import PROBE_FILES
@@ -27,6 +30,7 @@ from verification.errors import StatementError
 
 CLAIM_TIMEOUT_S: Final = 600.0
 _SALT_DOMAIN: Final = b"paris/lora/salt-seed/1/"
+_RAW_FILE: Final = "raw.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +61,14 @@ class Draft:
     Attributes:
         facts: of its folder.
         claimed: what it is and does.
-        delivery: file of its bytes as they will be delivered.
+        folder: private, with its bytes as they will be delivered.
         commitments: by layer.
         probe: root of its probe's folder.
     """
 
     facts: LoraFacts
     claimed: Claimed
-    delivery: Path
+    folder: Path
     commitments: dict[str, bytes]
     probe: BlobId
 
@@ -78,8 +82,12 @@ class Drafting:
     adapters: Adapters
     proving: Proving
 
-    async def draft(self, wish: OfferWish) -> Draft:
+    async def draft(self, wish: OfferWish, folder: Path) -> Draft:
         """Measure what will be offered, and commit to it.
+
+        Args:
+            wish: what a person wants.
+            folder: empty, private, its own.
 
         Raises:
             NodeError: whatever the person should read.
@@ -89,12 +97,10 @@ class Drafting:
         facts = await trio.to_thread.run_sync(find_on_shelf, home, wish.lora)
         _check_probe(facts)
         place = await self._place(facts)
-        home.offers.mkdir(mode=0o700, parents=True, exist_ok=True)
-        raw = home.offers / f".{facts.sha256}.raw"
+        raw = folder / _RAW_FILE
         claimed = await self.adapters.claim(place, facts.folder, raw, timeout_s=CLAIM_TIMEOUT_S)
         salt = self._salt_of(claimed.sha256)
-        delivery = home.offers / f".{facts.sha256}.delivery"
-        await trio.to_thread.run_sync(_write_delivery, raw, salt, delivery)
+        delivery = await trio.to_thread.run_sync(_salted_delivery, raw, salt)
         modules = [
             {
                 "name": module.name,
@@ -107,7 +113,7 @@ class Drafting:
         commitments = await self.proving.commit(modules, delivery)
         paths = {name: facts.folder / name for name in PROBE_FILES}
         probe = await store_folder(context, paths, f"offer/probe/{facts.id}")
-        return Draft(facts, claimed, delivery, commitments, probe)
+        return Draft(facts, claimed, folder, commitments, probe)
 
     async def _place(self, facts: LoraFacts) -> Place:
         """The adapter's base, here; refused if it is no checkpoint of this run."""
@@ -139,27 +145,31 @@ class Drafting:
         """The record to be signed.
 
         Raises:
-            NodeError: no circuit fits a layer.
+            NodeError: no circuit fits a layer, or a field cannot be said: a name that is not
+                printable.
         """
-        context, claimed, now = self.context, draft.claimed, now_s()
         try:
-            shapes = [Shape(m.in_features, claimed.rank, m.out_features) for m in claimed.modules]
-            modules = tuple(
-                LoraModule(
-                    name=module.name,
-                    inputs=module.in_features,
-                    outputs=module.out_features,
-                    circuit=known(shape).circuit,
-                    commitment=draft.commitments[module.name],
-                )
-                for module, shape in zip(claimed.modules, shapes, strict=True)
-            )
-        except StatementError as error:
+            return self._record(wish, draft)
+        except (StatementError, PeerError) as error:
             raise NodeError(
                 ErrorCode.REFUSED,
                 f"It cannot be offered: {error}.",
-                "train it with --rank 16 or less",
+                "train it with --rank 16 or less, and give it a plain name",
             ) from error
+
+    def _record(self, wish: OfferWish, draft: Draft) -> LoraOffer:
+        context, claimed, now = self.context, draft.claimed, now_s()
+        shapes = [Shape(m.in_features, claimed.rank, m.out_features) for m in claimed.modules]
+        modules = tuple(
+            LoraModule(
+                name=module.name,
+                inputs=module.in_features,
+                outputs=module.out_features,
+                circuit=known(shape).circuit,
+                commitment=draft.commitments[module.name],
+            )
+            for module, shape in zip(claimed.modules, shapes, strict=True)
+        )
         return LoraOffer(
             run=context.run,
             cluster=draft.facts.cluster,
@@ -211,9 +221,9 @@ def _check_probe(facts: LoraFacts) -> None:
         )
 
 
-def _write_delivery(raw: Path, salt: bytes, target: Path) -> None:
-    """The adapter as it will be delivered, for nobody else to read. Blocks."""
-    target.unlink(missing_ok=True)
-    target.touch(mode=0o600)
-    target.write_bytes(DELIVERY_MAGIC + salt + raw.read_bytes())
-    raw.unlink()
+def _salted_delivery(raw: Path, salt: bytes) -> Path:
+    """The adapter as it will be delivered, in place of its bare numbers. Blocks."""
+    with on_disk("read the adapter's numbers"):
+        data = DELIVERY_MAGIC + salt + raw.read_bytes()
+        raw.unlink()
+    return write_delivery(raw.parent, data)

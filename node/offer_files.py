@@ -24,6 +24,8 @@ from training.lora.layers import PROBE_FILE, PROBE_WEIGHTS_FILE
 PROOF_LIMITS: Final[Mapping[str, int]] = {PROOFS_FILE: MAX_OFFER_PROOFS_SIZE}
 PROBE_LIMITS: Final[Mapping[str, int]] = {PROBE_WEIGHTS_FILE: 16 * MIB, PROBE_FILE: MIB}
 """64 latents of 4 x 128 x 128 float32 have 16 MiB; their captions 64 KiB."""
+_LOOKED_AT: Final = "offer/looked-at"
+"""Pins under it end with the look, or at the next start: see `node.offers`."""
 
 
 async def store_folder(context: NodeContext, paths: Mapping[str, Path], label: str) -> BlobId:
@@ -74,11 +76,15 @@ async def fetch_file(
     Raises:
         NodeError, PeerError, StorageError: as `fetch_folder`.
     """
-    folder = await fetch_folder(context, root, {name: limit}, owner=owner, label="offer/proofs")
+    label = next((pin.label for pin in context.blobs.pins() if pin.root == root), None)
+    folder = await fetch_folder(
+        context, root, {name: limit}, owner=owner, label=label or _LOOKED_AT
+    )
     try:
         return await trio.to_thread.run_sync(context.blobs.read_file, folder.files[0])
     finally:
-        context.blobs.unpin(root)
+        if label is None:  # else it is kept for another reason, whoever names it now
+            context.blobs.unpin(root)
 
 
 async def unpacked_probe(context: NodeContext, root: BlobId, owner: PeerId) -> Path:

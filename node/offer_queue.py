@@ -6,6 +6,7 @@ sends two hundred waits for itself. The pace is the node's, whatever comes.
 """
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +19,11 @@ PER_OWNER: Final = 6
 """As many as one advert holds."""
 RATE_PER_S: Final = 1.0
 BURST: Final = 5.0
+FIRST_PAUSE_S: Final = 15.0
+"""After an offer could not be had or decided; then twice as long each time."""
+LONGEST_PAUSE_S: Final = 960.0
+MOST_PUT_OFF: Final = 4096
+"""Offers of which that is remembered, the oldest forgotten first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +58,24 @@ class OfferQueue:
         mine[item.ref.offer] = item.ref
         return True
 
-    def take(self, now: float) -> Waiting | float:
+    def take(self, now: float, busy: Collection[PeerId] = ()) -> Waiting | float:
         """The next offer; or, if none may be looked into yet, the seconds to wait.
 
         Args:
             now: seconds of a steady clock.
+            busy: owners of which nothing is taken now.
 
         Returns:
             Infinity if none waits.
         """
-        if not self._owners:
+        owner = next((one for one in self._owners if one not in busy), None)
+        if owner is None:
             return float("inf")
         wait_s = self._pause_s(now)
         if wait_s > 0:
             return wait_s
         self._allowance -= 1.0
-        owner, mine = self._owners.popitem(last=False)
+        mine = self._owners.pop(owner)
         _, ref = mine.popitem(last=False)
         if mine:
             self._owners[owner] = mine  # behind the others
@@ -98,3 +106,41 @@ class OfferQueue:
     def _forget_empty(self, owner: PeerId) -> None:
         if not self._owners[owner]:
             del self._owners[owner]
+
+
+@dataclass(slots=True)
+class PutOff:
+    """Offers that could not be had or decided: each is left alone for longer and longer.
+
+    Known by owner as well: somebody else's advert must not put off an offer.
+    """
+
+    _until: OrderedDict[tuple[PeerId, BlobId], tuple[float, float]] = field(
+        default_factory=OrderedDict
+    )
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def note(self, item: Waiting, now: float) -> None:
+        """Leave an offer alone from now on, twice as long as the last time.
+
+        Args:
+            item: the offer.
+            now: seconds of a steady clock.
+        """
+        key = item.owner, item.ref.offer
+        _, last_s = self._until.pop(key, (0.0, FIRST_PAUSE_S / 2))
+        pause_s = min(2 * last_s, LONGEST_PAUSE_S)
+        self._until[key] = now + pause_s, pause_s
+        if len(self._until) > MOST_PUT_OFF:
+            self._until.popitem(last=False)
+
+    def is_due(self, item: Waiting, now: float) -> bool:
+        """Whether an offer may be looked into."""
+        until, _ = self._until.get((item.owner, item.ref.offer), (now, 0.0))
+        return now >= until
+
+    def forget(self, item: Waiting) -> None:
+        """An offer was decided."""
+        self._until.pop((item.owner, item.ref.offer), None)

@@ -28,6 +28,9 @@ QUEUE: Final = 32
 JOB_CPU_S: Final = 120
 _WALL_S: Final = 240.0
 """For a job on a busy machine, its keys included."""
+CPU_PER_LAYER_S: Final = 5
+"""More for each further layer of an adapter that is committed to: the largest shape takes one."""
+_WALL_PER_CPU: Final = 2.0
 _IDLE_S: Final = 120.0
 _GRACE_S: Final = 0.5
 _LAST: Final = ("done", "verified", "rejected", "failed")
@@ -91,7 +94,8 @@ class Proving:
             NodeError: none could be made.
         """
         answers = await self._ask(
-            {"kind": "commit", "modules": list(modules), "delivery": str(delivery)}
+            {"kind": "commit", "modules": list(modules), "delivery": str(delivery)},
+            extra_cpu_s=_cpu_of(modules),
         )
         return {
             str(one["module"]): _bytes(one["value"])
@@ -152,12 +156,18 @@ class Proving:
             RejectedByProofError: they are not.
             NodeError: nothing was decided.
         """
-        await self._ask({"kind": "check", "modules": list(modules), "delivery": str(delivery)})
+        await self._ask(
+            {"kind": "check", "modules": list(modules), "delivery": str(delivery)},
+            extra_cpu_s=_cpu_of(modules),
+        )
 
-    async def _ask(self, message: Message, *, may_wait: bool = True) -> list[Message]:
+    async def _ask(
+        self, message: Message, *, may_wait: bool = True, extra_cpu_s: int = 0
+    ) -> list[Message]:
         send, receive = trio.open_memory_channel[Message](0)
-        message = {**message, "keys": str(self.home.circuits), "cpu_s": JOB_CPU_S}
-        job = _Job(message, send)
+        cpu_s = JOB_CPU_S + extra_cpu_s
+        message = {**message, "keys": str(self.home.circuits), "cpu_s": cpu_s}
+        job = _Job(message, send, _WALL_S + _WALL_PER_CPU * extra_cpu_s)
         if may_wait:
             await self._jobs[0].send(job)
         else:
@@ -201,6 +211,7 @@ class Proving:
 class _Job:
     message: Message
     answers: trio.MemorySendChannel[Message]
+    wall_s: float
 
     @property
     def is_wanted(self) -> bool:
@@ -222,7 +233,7 @@ async def _do(worker: Worker, job: _Job) -> None:
     async with job.answers:
         if not job.is_wanted:
             return
-        with trio.move_on_after(_WALL_S) as deadline:
+        with trio.move_on_after(job.wall_s) as deadline:
             try:
                 await worker.send(job.message)
                 await _forward(worker, job)
@@ -233,7 +244,7 @@ async def _do(worker: Worker, job: _Job) -> None:
                 raise
         if deadline.cancelled_caught:
             worker.kill()
-            await _tell(job, {"kind": "failed", "error": f"not done within {_WALL_S:g} s"})
+            await _tell(job, {"kind": "failed", "error": f"not done within {job.wall_s:g} s"})
             while True:
                 await worker.receive()  # what it had said still, then that it is dead
 
@@ -249,6 +260,10 @@ async def _forward(worker: Worker, job: _Job) -> None:
 async def _tell(job: _Job, answer: Message) -> None:
     with suppress(trio.BrokenResourceError):  # whoever asked has left; the job is finished anyway
         await job.answers.send(answer)
+
+
+def _cpu_of(modules: Sequence[object]) -> int:
+    return CPU_PER_LAYER_S * max(0, len(modules) - 1)
 
 
 def _undecided(why: str) -> NodeError:

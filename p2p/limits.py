@@ -156,7 +156,9 @@ MAX_PROBE_VALUE: Final = 2047
 """|x| < 2^11: one value that packs two (e1 + 2^11 e2) would read several rows of an adapter."""
 MAX_PROBE_PAIRS: Final = 4
 """Singular pairs of one module's gradient: they hold 82 to 97 % of it."""
-MAX_QUESTIONS: Final = MAX_LORA_MODULES * MAX_PROBE_PAIRS
+MAX_BLIND_QUESTIONS: Final = MAX_PROBE_PAIRS + 1
+"""About one module in one request: its pairs, and one of signs, for the size of A B."""
+MAX_QUESTIONS: Final = MAX_LORA_MODULES * MAX_BLIND_QUESTIONS
 """Question frames of one request, each answered by one proof."""
 MAX_DELTA_ROWS_PER_REQUEST: Final = 1024
 """Of one module: four pictures of 256 tokens, and all there is to learn of most adapters."""
@@ -166,8 +168,9 @@ MAX_PROOF_SIZE: Final = 16 * KIB
 """Measured: 4 KiB for (1152, 4, 1152), 12 KiB for (1152, 16, 4608)."""
 MAX_LORA_FRAME: Final = 640 * KIB
 """One question: 64 rows of 4,608 activations of 2 bytes are 576 KiB."""
-MAX_ANSWER_FRAME: Final = 5 * MIB
-"""One answer: 64 rows of 4,608 values of 16 bytes are 4.5 MiB, the proof 16 KiB."""
+MAX_ANSWER_FRAME: Final = 3 * MIB
+"""One answer: 42 rows of 4,608 values of 16 bytes; with its question it fits the line to a prover,
+which takes `MAX_CHILD_FRAME_SIZE`."""
 MAX_QUESTIONS_SIZE: Final = 64 * MIB
 """All questions of one request: four pairs of 1,024 modules of 1,152 + 4,608 numbers are 47 MB."""
 MAX_LETTER_SIZE: Final = 4 * KIB

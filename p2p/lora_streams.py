@@ -14,9 +14,9 @@ from p2p.errors import DecodeError, LimitError, PeerError
 from p2p.limits import (
     DELIVERY_PIECE,
     MAX_ANSWER_FRAME,
+    MAX_BLIND_QUESTIONS,
     MAX_DELTA_ROWS_PER_REQUEST,
     MAX_LORA_FRAME,
-    MAX_PROBE_PAIRS,
     MAX_PROOF_SIZE,
     MAX_QUESTIONS_SIZE,
 )
@@ -100,7 +100,7 @@ class QuestionReader:
         return question
 
     def _count(self, question: Question) -> None:
-        limit = MAX_DELTA_ROWS_PER_REQUEST if question.is_delta else MAX_PROBE_PAIRS
+        limit = MAX_DELTA_ROWS_PER_REQUEST if question.is_delta else MAX_BLIND_QUESTIONS
         self._asked[question.module] += question.rows if question.is_delta else 1
         if self._asked[question.module] > limit:
             what = "rows" if question.is_delta else "questions"

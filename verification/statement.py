@@ -14,6 +14,7 @@ are asked by a user.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from verification.circuit import Circuit, Shape, circuit_of
@@ -186,6 +187,7 @@ def sheet_nonce(base: str, modules: Iterable[tuple[str, Shape, bytes]]) -> bytes
     return hashlib.sha512(framed((_SHEET_DOMAIN, *parts))).digest()[:NONCE_SIZE]
 
 
+@lru_cache(maxsize=4)
 def offer_signs(nonce: bytes, module: str, shape: Shape) -> tuple[Matrix, Matrix]:
     """U [4, in] and V [out, 4] of an offer's own proof: signs drawn from its commitments.
 

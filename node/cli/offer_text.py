@@ -127,7 +127,8 @@ def _own_fields(answer: Answer) -> Iterator[tuple[str, str]]:
         told + (f"; {percent_text(answer.get('worst_percent'))} of {worst}" if worst else ""),
     )
     yield "proofs", f"{answer.get('proofs_made')} of {answer.get('proofs_limit')}"
-    yield "to", "\n".join(answer.get("buyers") or ["whoever signs the terms"])
+    if not answer.get("withdrawn"):
+        yield "to", "\n".join(answer.get("buyers") or ["whoever signs the terms"])
 
 
 def _leaks_text(leaks: Answer) -> str:

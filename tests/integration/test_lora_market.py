@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from node.offer_folder import write_delivery
 from scripts.local_swarm import LocalNode, SwarmError, cli, wait_for
 from tests.integration.conftest import draw_pictures
 from tests.integration.test_swarm_processes import founder
@@ -157,10 +158,10 @@ def test_a_seller_that_delivers_something_else_is_judged_by_a_third(
     witness = buyer_of(swarm, run, address, "witness")
     wait_for(lambda: standing(buyer, offer, "proved"), "the offer to be proved", 120)
 
-    delivery = seller.home / "offers" / offer / "delivery.bin"
-    data = bytearray(delivery.read_bytes())
+    folder = seller.home / "offers" / offer
+    data = bytearray((folder / "delivery.bin").read_bytes())
     data[-7] ^= 4
-    delivery.write_bytes(data)
+    write_delivery(folder, bytes(data))
     code, failed = run_cli(buyer.home, "lora", "buy", offer, "--yes")
     assert code == 6
     file = Path(failed["error"]["fix"].split("judge ")[1])
@@ -172,7 +173,8 @@ def test_a_seller_that_delivers_something_else_is_judged_by_a_third(
     assert verdict["seller"] == seller.status()["peer_id"]
 
     wait_for(lambda: standing(witness, offer, "proved"), "the witness's own view", 120)
-    delivery.write_bytes(bytes(data[:-7]) + bytes([data[-7] ^ 4]) + bytes(data[-6:]))
+    data[-7] ^= 4
+    write_delivery(folder, bytes(data))
     honest = cli("lora", "buy", offer, "--yes", home=witness.home)
     assert honest["measured_loss"] > 0
     with pytest.raises(SwarmError, match="does not hold: fraud"):

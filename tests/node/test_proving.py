@@ -50,6 +50,12 @@ async def running(home: Home) -> AsyncIterator[Proving]:
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def timeout(seconds: float) -> AsyncIterator[None]:
+    with trio.fail_after(seconds):
+        yield
+
+
 # --- with a worker that plays its part ------------------------------------------------------------
 
 
@@ -166,7 +172,7 @@ async def test_worker_that_dies_fails_its_own_job_only(
 async def test_worker_that_hangs_is_killed_after_its_time(
     player: Player, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    async with running(Home.at(tmp_path)) as proving:
+    async with running(Home.at(tmp_path)) as proving, timeout(1000):
         with pytest.raises(NodeError, match="not done within 240 s"):
             await asked(proving, "hang")
         assert trio.current_time() < 300

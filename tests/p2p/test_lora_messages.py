@@ -237,8 +237,8 @@ def test_a_question_of_64_rows_of_our_widest_layer_fits_its_frame() -> None:
         pack_question(replace(zeros, left=bytes(64 * 5120 * 2)))
 
 
-def test_an_answer_of_64_rows_of_our_widest_layer_fits_its_frame() -> None:
-    made = Answer("é" * MAX_MODULE_NAME, bytes(64 * 4608 * 16), bytes(MAX_PROOF_SIZE))
+def test_an_answer_of_40_rows_of_our_widest_layer_fits_its_frame() -> None:
+    made = Answer("é" * MAX_MODULE_NAME, bytes(40 * 4608 * 16), bytes(MAX_PROOF_SIZE))
     assert len(pack_reply(made)) <= MAX_ANSWER_FRAME
     with pytest.raises(LimitError):
         pack_reply(replace(made, values=bytes(MAX_ANSWER_FRAME)))

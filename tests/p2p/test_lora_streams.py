@@ -8,11 +8,11 @@ from p2p.errors import DecodeError, LimitError, PeerError
 from p2p.limits import (
     DELIVERY_PIECE,
     MAX_ANSWER_FRAME,
+    MAX_BLIND_QUESTIONS,
     MAX_DELTA_ROWS_PER_REQUEST,
     MAX_LORA_FRAME,
     MAX_LORA_WIDTH,
     MAX_MODULE_NAME,
-    MAX_PROBE_PAIRS,
     MAX_PROOF_SIZE,
 )
 from p2p.lora_matrices import pack_probe, pack_values
@@ -64,7 +64,7 @@ def test_the_most_rows_of_a_question_fit_their_frames_and_no_more_do(
     assert len(pack_question(question)) <= MAX_LORA_FRAME
     reply = Answer(layer.name, bytes(rows * outputs * 16), bytes(MAX_PROOF_SIZE))
     assert len(pack_reply(reply)) <= MAX_ANSWER_FRAME
-    assert (rows >= 64) == (max(inputs, outputs) <= 4608)
+    assert (rows >= 40) == (max(inputs, outputs) <= 4608)
     if rows < MAX_DELTA_ROWS_PER_REQUEST:
         more = Question(layer.name, rows + 1, 0, bytes((rows + 1) * inputs * 2), b"")
         with pytest.raises(LimitError, match=r"Question\.rows"):
@@ -143,12 +143,12 @@ def test_a_frame_that_is_no_question_is_refused() -> None:
 
 
 def test_a_module_is_asked_about_so_often_and_no_more() -> None:
-    questions = [blind_question(first=number) for number in range(1, MAX_PROBE_PAIRS + 2)]
+    questions = [blind_question(first=number) for number in range(1, MAX_BLIND_QUESTIONS + 2)]
     reader = QuestionReader(probe_request(*questions), OFFER)
     *fits, more = question_frames(*questions)
     for frame in fits:
         reader.add(frame)
-    with pytest.raises(LimitError, match="over 4 questions"):
+    with pytest.raises(LimitError, match="over 5 questions"):
         reader.add(more)
 
 

@@ -1,15 +1,16 @@
 """Nodes that offer, prove, verify and buy in one process: real proofs, records, blobs, databases.
 
-Time is real, since proofs are made in child processes. torch is not: `LinearAdapters` stands for
-the adapter worker, with a "loss" that is exactly linear in what an adapter changes, so that the
-first order prediction can be checked to the digit. The run's experts have two small layers.
+Time is real, since proofs are made in child processes; with `PlainProving` in place of those it is
+virtual. torch is not: `LinearAdapters` stands for the adapter worker, with a "loss"
+that is exactly linear in what an adapter changes, so that the first order prediction can be checked
+to the digit. The run's experts have two small layers.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -34,15 +35,18 @@ from node.adapters import Adapters, Answer
 from node.home import Home
 from node.lora_asking import LoraAsking
 from node.lora_market import LoraMarket
+from node.lora_rows import OfferStanding
 from node.lora_serving import LoraServing
+from node.lora_state import LoraState
 from node.offer_board import OfferBoard
-from node.offer_draft import Drafting
+from node.offer_draft import Drafting, OfferWish
 from node.offers import Offers
 from node.proving import Proving
 from p2p.codec import BLOB_KEY, seal
 from p2p.dht.memory import MemoryDht
-from p2p.ids import BlobId, ClusterId
+from p2p.ids import BlobId, ClusterId, PeerId
 from p2p.records import CheckpointManifest
+from tests.support.plain_proving import PlainProving
 from tests.support.swarm import MemberNode, World
 from training.lora.layers import PROBE_FILE, PROBE_WEIGHTS_FILE, ModuleShape
 
@@ -192,8 +196,31 @@ class OfferNode:
     market: LoraMarket
 
     @property
-    def peer(self) -> str:
+    def peer(self) -> PeerId:
         return self.member.peer
+
+    @property
+    def plain(self) -> PlainProving:
+        """What stands for its prover."""
+        assert isinstance(self.proving, PlainProving)
+        return self.proving
+
+    @property
+    def loras(self) -> LoraState:
+        return self.member.context.state.loras
+
+    def standing(self, offer: BlobId) -> OfferStanding | None:
+        """How far it looked into an offer; None if it never heard of it."""
+        seen = self.loras.seen(offer)
+        return seen.standing if seen else None
+
+    async def offered(self, base: BlobId, **wish: Any) -> BlobId:
+        """Offer its adapter, put on the shelf if it is not there; the offer's id."""
+        if not (self.member.context.config.paths.loras / "boots").exists():
+            self.shelve(base)
+        facts = {"terms": "free", "scalars": 32, "delta_rows": 0, "days": 1.0, **wish}
+        done = await last_of(self.offers.make(OfferWish(lora="boots", **facts)))
+        return BlobId(done["offer"])
 
     def shelve(self, base: str, name: str = "boots") -> None:
         """Put the adapter on the shelf."""
@@ -222,6 +249,33 @@ class OfferWorld:
     world: World
     nodes: dict[str, OfferNode] = field(default_factory=dict)
     base: BlobId = field(init=False)
+    is_plain: bool = False
+    """Whether proofs are those of `PlainProving`."""
+
+    @asynccontextmanager
+    async def running(self, name: str) -> AsyncIterator[OfferNode]:
+        """One more node, or one that ran before: the same name is the same home."""
+        others = [each.member.context.host.listening()[0] for each in self.nodes.values()]
+        async with self.world.open_node(name, peers=tuple(others[:1])) as member:
+            node = self.nodes[name] = self.assembled(member)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(node.run)
+                yield node
+                nursery.cancel_scope.cancel()
+            del self.nodes[name]
+
+    async def acquainted(self) -> None:
+        """Wait until every node has heard of every other."""
+        nodes = self.nodes.values()
+        others = len(nodes) - 1
+        await seen_within(
+            lambda: all(len(node.member.context.peers.peers()) >= others for node in nodes)
+        )
+
+    def assembled(self, member: MemberNode) -> OfferNode:
+        """A node's parts, with the proving of this world."""
+        proving = cast("Proving", PlainProving()) if self.is_plain else None
+        return assembled(member, proving)
 
     def publish(self, owner: OfferNode, cluster: int = 0) -> BlobId:
         """A checkpoint of nothing, as a signed manifest that everybody finds at `owner`."""
@@ -242,10 +296,10 @@ class OfferWorld:
         return cid
 
 
-def assembled(member: MemberNode) -> OfferNode:
+def assembled(member: MemberNode, proving: Proving | None = None) -> OfferNode:
     """The services, wired as in `node.app`."""
     context, adapters = member.context, LinearAdapters()
-    proving = Proving(context.config.paths)
+    proving = proving or Proving(context.config.paths)
     as_real = cast("Adapters", adapters)
     drafting = Drafting(context, member.catalog, as_real, proving)
     offers = Offers(context, drafting, proving)
@@ -262,22 +316,41 @@ def assembled(member: MemberNode) -> OfferNode:
 
 
 @asynccontextmanager
-async def offer_world(folder: Path, *names: str) -> AsyncIterator[OfferWorld]:
-    """Running nodes that know each other; the first one's checkpoint is the base."""
-    world = World(folder, dht=MemoryDht(clock=time.time))
-    found = OfferWorld(world)
+async def offer_world(
+    folder: Path, *names: str, plain: World | None = None
+) -> AsyncIterator[OfferWorld]:
+    """Running nodes that know each other; the first one's checkpoint is the base.
+
+    Args:
+        folder: of their homes.
+        names: theirs.
+        plain: a world under virtual time, for nodes with `PlainProving`.
+    """
+    found = OfferWorld(
+        plain or World(folder, dht=MemoryDht(clock=time.time)), is_plain=plain is not None
+    )
+    world = found.world
     async with AsyncExitStack() as stack:
         first: tuple[str, ...] = ()
         for name in names:
             member = await stack.enter_async_context(world.open_node(name, peers=first))
             first = first or member.context.host.listening()
-            found.nodes[name] = assembled(member)
+            found.nodes[name] = found.assembled(member)
         found.base = found.publish(found.nodes[names[0]])
         async with trio.open_nursery() as nursery:
             for each in found.nodes.values():
                 nursery.start_soon(each.run)
             yield found
             nursery.cancel_scope.cancel()
+
+
+async def last_of(events: AsyncGenerator[dict[str, Any]]) -> dict[str, Any]:
+    """The last event of a stream."""
+    found: dict[str, Any] = {}
+    async with aclosing(events):
+        async for event in events:
+            found = event
+    return found
 
 
 async def seen_within(condition: Callable[[], Any], within_s: float = 60.0) -> Any:
@@ -299,3 +372,9 @@ def two_layers(monkeypatch: pytest.MonkeyPatch, shared_circuits: Path) -> None:
     """Experts of two small layers, whatever preset the run has; keys derived once."""
     monkeypatch.setattr(node.lora_convert, "adaptable_layers", lambda preset, targets: LAYERS)
     monkeypatch.setattr(Home, "circuits", property(lambda home: shared_circuits))
+
+
+@pytest.fixture
+def small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts of two small layers, whatever preset the run has."""
+    monkeypatch.setattr(node.lora_convert, "adaptable_layers", lambda preset, targets: LAYERS)

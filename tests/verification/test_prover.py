@@ -1,5 +1,6 @@
 """Commitments bind and hide; proofs are made of what is true of one's own weights, and no more."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -199,3 +200,12 @@ def test_values_are_filled_in_and_nothing_else_is_changed(shown: ShownAll) -> No
     asked = replace(shown.probe.statement, values=((0, 0), (0, 0)))
     assert prover.with_values(asked, layer()) == shown.probe.statement
     assert (asked.left, asked.right, asked.nonce) == (left, right, NONCE)
+
+
+def test_commitments_are_what_they_always_were(keys: KeyStore) -> None:
+    """Or nobody could check today what was offered yesterday."""
+    made = [prover.commit(layer(shape=shape), SEED, keys) for shape in (SQUARE, NARROW)]
+    assert [hashlib.sha256(one).hexdigest()[:16] for one in made] == [
+        "85074c22e614e966",
+        "8ba8f8aed9fb2d25",
+    ]

@@ -1,5 +1,6 @@
 """Statements: what they may say, that no two share their bytes, and how they are folded."""
 
+import hashlib
 from dataclasses import fields, replace
 from typing import Any
 
@@ -360,3 +361,31 @@ def test_true_values_are_exact_at_the_largest_numbers() -> None:
     left, right = ((-2047,) * 64,), ((2047,),) * 64
     assert true_values(most, left, right) == ((-2047 * 2047 * 64 * 64 * 16 * 2**30,),)
     assert true_values(most, left, None) == ((-2047 * 64 * 16 * 2**30,) * 64,)
+
+
+# --- for good: what old proofs were made of -------------------------------------------------------
+
+
+def digest(plain: object) -> str:
+    return hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
+
+
+def test_salt_lies_where_it_always_lay() -> None:
+    places = [circuit_of(shape).is_salt() for shape in (SQUARE, NARROW, WIDE)]
+    assert [digest(place) for place in places] == [
+        "ac2ff0d4477858f1",
+        "89995cc92a283081",
+        "4076f1fd0144317e",
+    ]
+
+
+def test_signs_nonces_and_folds_are_what_they_always_were() -> None:
+    drawn = (offer_signs(b"n" * 16, "to_q", WIDE), sheet_nonce(BASE, SHEET))
+    folds = [statement.fold() for statement in STATEMENTS.values()]
+    assert [digest(one) for one in (*drawn, *folds)] == [
+        "748933a025c08848",
+        "bfac48c3655b1b45",
+        "2164069d04ae4839",
+        "667facfb57cb75a8",
+        "157b83187e8b2071",
+    ]

@@ -341,6 +341,10 @@ def test_show_of_an_own_offer_tells_how_much_is_told(run: Run, node: FakeNode) -
     assert "proofs 5 of 34" in flat
     assert f"to {OTHER_PEER}" in flat
     assert "lora verify" not in flat
+    node.own_rows[0] |= {"buyers": [], "withdrawn": True}
+    flat = " ".join(run("lora", "show", OWN_OFFER).stdout.split())
+    assert "ends in withdrawn" in flat
+    assert "whoever signs the terms" not in flat
 
 
 def test_show_of_a_refused_offer_says_why(run: Run, node: FakeNode) -> None:
