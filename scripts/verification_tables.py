@@ -249,7 +249,7 @@ def _floor(part: Mapping[str, Any]) -> list[str]:
         f"  {bare['compile_cpu_s']:6.2f}  compiling the model with the weights",
         f"  {bare['witness_cpu_s']:6.2f}  the witness",
         f"  {own_check:6.2f}  checking the proof before it leaves",
-        f"  {rest:6.2f}  the rest: statement, signs, folding, salt, ONNX, files",
+        f"  {rest:6.2f}  the rest, as medians differ: statement, signs, folding, salt, ONNX, files",
         f"  of a verification's {parts['verify_ms']:.1f} CPU-ms the library takes "
         f"{parts['verify_native_ms']:.1f}, reading the statement {parts['statement_ms']:.1f}, "
         f"folding {parts['fold_ms']:.1f}",

@@ -19,6 +19,10 @@ INTEGER_SIZE: Final = 16
 Matrix: TypeAlias = tuple[tuple[int, ...], ...]
 """Rows of exact integers."""
 
+_SMALL: Final = {x: x.to_bytes(INTEGER_SIZE, "little", signed=True) for x in range(-2047, 2048)}
+"""What most entries are, written once."""
+_SIGNS_OF_BYTE: Final = [tuple(1 if byte >> i & 1 else -1 for i in range(8)) for byte in range(256)]
+
 
 def felt_hex(value: int) -> str:
     """An integer as ezkl takes it: 32 bytes modulo the prime, little-endian, in hex."""
@@ -33,7 +37,9 @@ def integers_bytes(matrix: Matrix) -> bytes:
     """
     try:
         return b"".join(
-            x.to_bytes(INTEGER_SIZE, "little", signed=True) for row in matrix for x in row
+            _SMALL.get(x) or x.to_bytes(INTEGER_SIZE, "little", signed=True)
+            for row in matrix
+            for x in row
         )
     except OverflowError as error:
         raise StatementError(f"an integer of more than {8 * INTEGER_SIZE} bits") from error
@@ -83,8 +89,7 @@ def signs(domain: str, transcript: bytes, rows: int, columns: int) -> Matrix:
     """A matrix of +1 and -1, as fair coins, drawn from a transcript."""
     need = -(-rows * columns // 8)
     stream = hashlib.shake_256(framed((domain.encode(), transcript))).digest(need)
-    bits = int.from_bytes(stream, "little")
-    flat = [1 if bits >> i & 1 else -1 for i in range(rows * columns)]
+    flat = [sign for byte in stream for sign in _SIGNS_OF_BYTE[byte]][: rows * columns]
     return tuple(tuple(flat[r * columns : (r + 1) * columns]) for r in range(rows))
 
 
