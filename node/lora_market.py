@@ -42,6 +42,7 @@ from node.offer_draft import place_of
 from node.offer_files import unpacked_probe
 from node.proving import Proving, RejectedByProofError
 from p2p.codec import Verified
+from p2p.errors import PeerError
 from p2p.ids import BlobId
 from p2p.lora_messages import Question
 from p2p.lora_records import BLIND, DELTA, LoraOffer, ProbeReceipt
@@ -243,7 +244,7 @@ class LoraMarket:
                 return known
         try:
             found = await self.board.prove(offer, seen.proofs)
-        except OfferRefusedError as error:
+        except (OfferRefusedError, PeerError) as error:
             self.board.note(offer, seen.proofs, OfferStanding.REFUSED, str(error)[:500])
             self.board.strike(offer.owner, f"offer {seen.offer}: {error}")
             raise NodeError(

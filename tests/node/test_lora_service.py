@@ -429,7 +429,7 @@ async def test_real_offer_is_listed_shown_withdrawn_and_still_told_of(tmp_path: 
 
         look = {**LOOK, "base": swarm.base}
         *_, looked = await told(bob_.verify_offer(offer, look))
-        assert looked["scalars_left"] == 15
+        assert looked["scalars_left"] == 14
         own: Any = (await alice_.show_offer(offer))["told_percent"]
         assert own == looked["leak_percent"]  # both say the same of what is told
         alice_.withdraw_offer(offer)

@@ -67,13 +67,17 @@ async def fetched(swarm: OfferWorld, root: BlobId) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, LIMIT])
-async def test_file_within_its_limit_is_read_and_not_kept(swarm: OfferWorld, size: int) -> None:
+async def test_file_within_its_limit_is_read_and_not_kept(
+    swarm: OfferWorld, size: int, autojump_clock: object
+) -> None:
     root = served(swarm, proofs__msgpack=b"x" * size)
     assert await fetched(swarm, root) == b"x" * size
     assert root not in labels(reader(swarm))
 
 
-async def test_larger_file_is_refused_before_a_byte_of_it_is_asked_for(swarm: OfferWorld) -> None:
+async def test_larger_file_is_refused_before_a_byte_of_it_is_asked_for(
+    swarm: OfferWorld, autojump_clock: object
+) -> None:
     root = served(swarm, proofs__msgpack=b"x" * (LIMIT + 1))
     before = len(swarm.world.hub.pulls)
     with pytest.raises(LimitError, match="has 1001 bytes, at most 1000"):
@@ -92,7 +96,7 @@ async def test_larger_file_is_refused_before_a_byte_of_it_is_asked_for(swarm: Of
     ids=["another", "one more", "another spelling", "none"],
 )
 async def test_folder_of_other_files_is_refused_before_they_are_asked_for(
-    swarm: OfferWorld, files: dict[str, bytes | int]
+    swarm: OfferWorld, files: dict[str, bytes | int], autojump_clock: object
 ) -> None:
     root = served(swarm, **files)
     before = len(swarm.world.hub.pulls)
@@ -101,13 +105,15 @@ async def test_folder_of_other_files_is_refused_before_they_are_asked_for(
     assert swarm.world.hub.pulls[before:] == [(root,)]
 
 
-async def test_what_is_no_folder_is_refused(swarm: OfferWorld) -> None:
+async def test_what_is_no_folder_is_refused(swarm: OfferWorld, autojump_clock: object) -> None:
     root = swarm.nodes["mallory"].member.context.blobs.put(b"no folder")
     with pytest.raises(DecodeError):
         await fetched(swarm, root)
 
 
-async def test_file_that_lies_about_its_size_is_refused_and_not_kept(swarm: OfferWorld) -> None:
+async def test_file_that_lies_about_its_size_is_refused_and_not_kept(
+    swarm: OfferWorld, autojump_clock: object
+) -> None:
     blobs = swarm.nodes["mallory"].member.context.blobs
     entry = FileEntry(NAME, 5, (blobs.put(b"four"),))
     root = keep_folder(blobs, FileSet((entry,)), "x")
@@ -117,7 +123,7 @@ async def test_file_that_lies_about_its_size_is_refused_and_not_kept(swarm: Offe
 
 
 async def test_folder_of_ones_own_stays_when_a_stranger_names_it(
-    swarm: OfferWorld, tmp_path: Path
+    swarm: OfferWorld, tmp_path: Path, autojump_clock: object
 ) -> None:
     """Else an offer could name our own proofs, and have us drop them after a look."""
     context, file = reader(swarm), tmp_path / "mine"
@@ -128,7 +134,9 @@ async def test_folder_of_ones_own_stays_when_a_stranger_names_it(
     assert set(context.blobs.pins()) == set(pins)
 
 
-async def test_stored_folder_is_kept_under_its_label(swarm: OfferWorld, tmp_path: Path) -> None:
+async def test_stored_folder_is_kept_under_its_label(
+    swarm: OfferWorld, tmp_path: Path, autojump_clock: object
+) -> None:
     context, file = reader(swarm), tmp_path / "mine"
     file.write_bytes(b"mine")
     root = await store_folder(context, {NAME: file}, "offer/x")
@@ -137,7 +145,9 @@ async def test_stored_folder_is_kept_under_its_label(swarm: OfferWorld, tmp_path
         await store_folder(context, {NAME: tmp_path / "none"}, "offer/x")
 
 
-async def test_probe_is_unpacked_kept_and_not_fetched_again(swarm: OfferWorld) -> None:
+async def test_probe_is_unpacked_kept_and_not_fetched_again(
+    swarm: OfferWorld, autojump_clock: object
+) -> None:
     context, owner = reader(swarm), swarm.nodes["mallory"].peer
     root = served(swarm, probe__safetensors=b"weights", probe__json=b"{}")
     folder = await unpacked_probe(context, root, owner)
@@ -151,7 +161,7 @@ async def test_probe_is_unpacked_kept_and_not_fetched_again(swarm: OfferWorld) -
 
 @pytest.mark.parametrize("name", sorted(PROBE_LIMITS))
 async def test_probe_too_large_is_refused_before_it_is_fetched(
-    swarm: OfferWorld, name: str
+    swarm: OfferWorld, name: str, autojump_clock: object
 ) -> None:
     sizes: dict[str, bytes | int] = {file.replace(".", "__"): b"x" for file in PROBE_LIMITS}
     sizes[name.replace(".", "__")] = PROBE_LIMITS[name] + 1
@@ -162,7 +172,7 @@ async def test_probe_too_large_is_refused_before_it_is_fetched(
     assert swarm.world.hub.pulls[before:] == [(root,)]
 
 
-async def test_folders_limits_are_met_exactly(swarm: OfferWorld) -> None:
+async def test_folders_limits_are_met_exactly(swarm: OfferWorld, autojump_clock: object) -> None:
     root = served(swarm, a=b"x" * 3, b=b"")
     context, owner = reader(swarm), swarm.nodes["mallory"].peer
     folder = await fetch_folder(context, root, {"a": 3, "b": 0}, owner=owner, label="x")

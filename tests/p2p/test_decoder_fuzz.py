@@ -395,7 +395,7 @@ BOMBS: dict[str, tuple[Decoder, Callable[[], bytes]]] = {
     ),
     "the largest honest answer": (
         parse_reply,
-        lambda: pack_reply(Answer("m", bytes(64 * 4608 * 16), bytes(16_000))),
+        lambda: pack_reply(Answer("m", bytes(40 * 4608 * 16), bytes(16_000))),
     ),
     "an offer of empty maps": (unpacker(LoraOffer), lambda: many(b"\x80", CHUNK_SIZE)),
     "an envelope of nested envelopes": (
