@@ -26,6 +26,7 @@ from p2p.limits import DELIVERY_PIECE, MAX_ANSWER_FRAME, MAX_LORA_FRAME, MAX_REQ
 from p2p.lora_messages import (
     PROTOCOL,
     Agreed,
+    Answer,
     BuyStart,
     Delivered,
     LoraReply,
@@ -474,6 +475,26 @@ async def relayed(market: Market, alter: Callable[[LoraReply], LoraReply | None]
 
     market.answers(answer)
     return await last_of(market.bob.market.verify(LookWish(market.offer)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"module": "block.to_k"}, r"Answer\.module: is 'block\.to_k', asked was 'block\.to_q'"),
+        ({"values": bytes(32)}, r"values: got 32 bytes, expected 1 x 1 of 16"),
+    ],
+    ids=["of another layer", "of two numbers"],
+)
+async def test_answer_to_something_else_is_refused_before_its_proof_is_looked_at(
+    market: Market, autojump_clock: object, changes: dict[str, Any], why: str
+) -> None:
+    def alter(reply: LoraReply) -> LoraReply:
+        return replace(reply, **changes) if isinstance(reply, Answer) else reply
+
+    market.bob.plain.jobs.clear()
+    with pytest.raises(PeerError, match=why):
+        await relayed(market, alter)
+    assert market.bob.plain.jobs == []
 
 
 def receipt_saying(market: Market, **changes: Any) -> Callable[[LoraReply], LoraReply]:

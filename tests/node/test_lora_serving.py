@@ -546,12 +546,33 @@ async def read_slowly(stream: Stream, pause_s: float) -> int:
     return read
 
 
+class Lingering:
+    """A stream on which each frame is there at once, and sent only a while later."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.peer = stream.peer
+        self.receive_frame = stream.receive_frame
+
+    async def send_frame(self, payload: bytes, *, max_size: int) -> None:
+        await self._stream.send_frame(payload, max_size=max_size)
+        await trio.sleep(1)
+
+
 async def test_whoever_has_the_receipt_may_ask_again_at_once(
     scene: Scene, autojump_clock: object
 ) -> None:
+    async def linger(stream: Stream) -> None:
+        await scene.alice.serving._answer(cast("Stream", Lingering(stream)))
+
+    scene.alice.member.context.host.set_handler(PROTOCOL, linger)
     for number in range(3):
-        found = await asked(scene, scene.question(), nonce=bytes([number]) * 16)
-        assert [type(one) for one in found] == [Answer, Receipt]
+        question = scene.question()
+        request = sealed(scene.request(question, nonce=bytes([number]) * 16), scene.bob)
+        async with stream_to(scene, scene.bob) as stream:
+            await begin(stream, ProbeStart(request), [question])
+            assert isinstance(await reply(stream), Answer)
+            assert isinstance(await reply(stream), Receipt)
 
 
 async def test_answers_of_several_askers_take_turns(scene: Scene, autojump_clock: object) -> None:

@@ -120,6 +120,7 @@ def test_full_queue_of_owners_with_one_each_takes_no_more() -> None:
     assert not queue.add(waiting(alice.peer))
     assert (len(queue), queue.dropped) == (QUEUE, 1)
     assert not queue.add(waiting(owner(0), 7))  # nor a second one of anybody
+    assert [item.owner for item in everything(queue)] == [owner(n) for n in range(QUEUE)]
 
 
 def test_one_more_of_ones_own_never_takes_the_place_of_an_equals() -> None:
