@@ -197,7 +197,8 @@ class OfferBoard:
             if not self._is_wanted(item):
                 self.counts["known"] += 1
             elif self._queue.add(item):
-                self._wake_lookers()
+                self._news.set()
+                self._news = trio.Event()
             else:
                 self.counts["dropped"] += 1
 
@@ -219,10 +220,6 @@ class OfferBoard:
                 logger.warning("offers that are over are not forgotten: %s", error)
             await trio.sleep(_FORGET_S)
 
-    def _wake_lookers(self) -> None:
-        self._news.set()
-        self._news = trio.Event()
-
     async def _look_into_all(self) -> None:
         while True:
             found = self._queue.take(trio.current_time(), self._in_hand.keys())
@@ -237,8 +234,7 @@ class OfferBoard:
                 logger.warning("offer %s is not looked into: %s", found.ref.offer, error)
                 self._put_off.note(found, trio.current_time())
             finally:
-                del self._in_hand[found.owner]
-                self._wake_lookers()
+                del self._in_hand[found.owner]  # whoever had it takes the next one
 
     async def _look_into(self, item: Waiting) -> None:
         """One offer, from its bytes to its proofs; what cannot be had is left for another time."""

@@ -451,7 +451,9 @@ async def test_owner_that_sends_nothing_is_given_up(market: Market, autojump_clo
     assert market.strikes == 0
 
 
-async def relayed(market: Market, alter: Callable[[LoraReply], LoraReply | None]) -> Any:
+async def relayed(
+    market: Market, alter: Callable[[LoraReply], LoraReply | None], *, draws: int = 0
+) -> Any:
     """Mallory's true answers, altered on their way; what bob is told."""
     serving = market.mallory.serving
 
@@ -474,7 +476,7 @@ async def relayed(market: Market, alter: Callable[[LoraReply], LoraReply | None]
         await serving._answer(Altered(stream))  # type: ignore[arg-type]
 
     market.answers(answer)
-    return await last_of(market.bob.market.verify(LookWish(market.offer)))
+    return await last_of(market.bob.market.verify(LookWish(market.offer, delta_draws=draws)))
 
 
 @pytest.mark.parametrize(
@@ -515,6 +517,16 @@ async def test_receipt_cannot_say_that_less_was_told_than_we_know(
     looked = await relayed(market, receipt_saying(market, scalars_left=said))
     assert looked["scalars_left"] == told
     assert 0 < looked["leak_percent"] < 20
+
+
+@pytest.mark.parametrize(("said", "told"), [(64, 56), (57, 56), (56, 56), (9, 9)])
+async def test_receipt_cannot_say_that_fewer_rows_were_told_than_we_asked(
+    market: Market, autojump_clock: object, said: int, told: int
+) -> None:
+    """8 of each layer, of the 64 there are."""
+    looked = await relayed(market, receipt_saying(market, rows_left=said), draws=1)
+    assert (looked["delta_rows"], looked["rows_left"]) == (8, told)
+    assert looked["delta_leak_percent"] > 0
 
 
 @pytest.mark.parametrize(

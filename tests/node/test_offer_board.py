@@ -145,7 +145,37 @@ async def test_offer_whose_owner_advertises_another_base_for_it_is_refused(
     forged = square.forged(square.alice, square.record(square.alice, offer), terms="x")
     await square.advertise(square.alice, replace(forged, base=cid("another")))
     await seen_within(lambda: square.bob.standing(forged.offer) is REFUSED)
+    seen = square.bob.loras.seen(forged.offer)
+    assert seen is not None
+    assert f"advertised was {cid('another')}" in seen.why
     assert square.strikes == {"alice": 1}
+
+
+async def test_offer_that_is_decided_is_not_queued_again(
+    square: Square, autojump_clock: object
+) -> None:
+    offer = await square.offered()
+    await square.is_proved(offer)
+    known = square.bob.board.counts["known"]
+    await trio.sleep(1)
+    await square.advertise(square.alice, square.ref(square.alice, offer))
+    assert len(square.bob.board._queue) == 0
+    await seen_within(lambda: square.bob.board.counts["known"] > known)
+    assert square.bob.board.counts["proofs checked"] == 2
+
+
+async def test_what_waits_is_not_looked_into_once_its_owner_is_banned(
+    square: Square, autojump_clock: object
+) -> None:
+    square.swarm.world.hub.gate = trio.Event()
+    refs = [OfferRef(cid(f"none {n}"), cid("base"), cid("x")) for n in range(2)]
+    await square.advertise(square.mallory, *refs)
+    await trio.sleep(1)  # the first one is being fetched
+    for node_ in (square.alice, square.bob):
+        node_.loras.ban(square.mallory.peer, "why", wall() + BAN_S)
+    square.swarm.world.hub.gate.set()
+    await trio.sleep(60)
+    assert (cid("none 1"),) not in square.swarm.world.hub.pulls
 
 
 async def test_adverts_of_other_clusters_and_ones_own_are_let_go(
@@ -192,6 +222,7 @@ async def test_two_offers_that_do_not_hold_are_a_ban_and_one_is_not(
         assert square.bob.standing(ref.offer) is REFUSED
     assert now(square.mallory.peer, wall())
     assert not now(square.mallory.peer, wall() + BAN_S + 1)
+    square.bob.board.strike(square.mallory.peer, "once more")
     assert square.bob.board.counts["banned"] == 1
 
 
@@ -285,6 +316,17 @@ async def test_owner_whose_offers_never_come_holds_up_nobody_else(
     assert square.strikes == {}
 
 
+async def test_offer_that_does_not_come_is_given_up_in_time(
+    square: Square, autojump_clock: object
+) -> None:
+    square.swarm.world.hub.gate = trio.Event()
+    await square.advertise(square.mallory, OfferRef(cid("none"), cid("base"), cid("x")))
+    await trio.sleep(19)
+    assert len(square.bob.board._put_off) == 0
+    await trio.sleep(2)
+    assert len(square.bob.board._put_off) == 1
+
+
 @pytest.mark.slow
 async def test_proofs_that_never_come_are_given_up_and_asked_for_again(
     square: Square, autojump_clock: object
@@ -320,9 +362,14 @@ async def test_board_goes_on_when_the_disk_refuses_and_when_it_does_no_more(
     with monkeypatch.context() as patch:
         patch.setattr(LoraState, "note_seen", full)
         patch.setattr(LoraState, "forget_expired", full)
+        await square.advertise(square.mallory, OfferRef(cid("none"), cid("base"), cid("x")))
+        with pytest.MonkeyPatch.context() as more:
+            more.setattr(LoraState, "is_banned", full)
+            await square.advertise(square.mallory, OfferRef(cid("none 2"), cid("base"), cid("x")))
+            await trio.sleep(60)
         offer = await square.offered()
         await trio.sleep(300)
-    assert 0 < len(refused) < 60
+    assert 0 < len(refused) < 100
     await seen_within(lambda: square.bob.standing(offer) is PROVED, within_s=1000)
 
 
