@@ -35,7 +35,6 @@ from p2p.limits import (
     MAX_ASK_AGE_S,
     MAX_CLOCK_SKEW_S,
     MAX_LORA_FRAME,
-    MAX_REASON_LENGTH,
     MAX_REQUEST_SIZE,
     REQUEST_TIMEOUT_S,
 )
@@ -54,7 +53,7 @@ from p2p.lora_messages import (
     Receipt,
     pack_reply,
     parse_start,
-    refusal_of,
+    refusal_for,
 )
 from p2p.lora_records import DELTA, Agreement, Delivery, LoraOffer, ProbeReceipt, ProbeRequest
 from p2p.lora_streams import QuestionReader, pieces_of
@@ -79,7 +78,7 @@ class RefusedHereError(Exception):
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
-        self.refusal = _refusal(code, reason)
+        self.refusal = refusal_for(code, reason)
 
 
 @dataclass(slots=True)
@@ -111,9 +110,9 @@ class LoraServing:
             logger.warning("a request of %s failed: %s", stream.peer, error)
             await _send(stream, _FAILED)
         except ExpiredError as error:
-            await _send(stream, _refusal("expired", str(error)))
+            await _send(stream, refusal_for("expired", str(error)))
         except (DecodeError, LimitError) as error:
-            await _send(stream, refusal_of(error))
+            await _send(stream, refusal_for("bad_request", str(error)))
 
     # --- probes ---------------------------------------------------------------------------------
     async def _probe(self, stream: Stream, envelope: bytes) -> None:
@@ -294,11 +293,6 @@ def _sealed(folder: Path, secret: bytes, to: bytes, agreement: bytes) -> tuple[b
     plaintext = read_delivery(folder)
     ciphertext = seal_box(plaintext, secret=secret, to=to, agreement=blob_id(agreement))
     return ciphertext, hashlib.sha256(ciphertext).hexdigest()
-
-
-def _refusal(code: str, reason: str) -> LoraRefusal:
-    text = "".join(char if char.isprintable() else " " for char in reason)
-    return LoraRefusal(code, text[:MAX_REASON_LENGTH])
 
 
 async def _send(stream: Stream, reply: LoraReply) -> None:

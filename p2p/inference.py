@@ -25,6 +25,7 @@ from p2p.limits import (
     MAX_STEPS,
 )
 from p2p.msgpack_guard import decode_plain, encode_plain
+from p2p.record_checks import printable
 from p2p.records import BLOB_KEY, ImageReceipt
 from p2p.routing import SAMPLERS, parse_routing
 from p2p.schema import from_plain, to_plain
@@ -260,8 +261,7 @@ def admit(
 
 def refusal_of(error: PeerError) -> InferenceRefusal:
     """The refusal that tells a peer what was wrong with its request."""
-    text = "".join(char if char.isprintable() else " " for char in str(error))
-    return InferenceRefusal("bad_request", text[:MAX_REASON_LENGTH])
+    return InferenceRefusal("bad_request", printable(str(error), MAX_REASON_LENGTH))
 
 
 def _check_range(name: str, value: float, low: float, high: float, unit: str = "") -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
-from p2p.errors import DecodeError, LimitError, PeerError
+from p2p.errors import DecodeError, LimitError
 from p2p.limits import (
     DELIVERY_PIECE,
     MAX_ANSWER_FRAME,
@@ -27,7 +27,7 @@ from p2p.limits import (
 )
 from p2p.lora_matrices import ENTRY_SIZE, VALUE_SIZE, check_probe
 from p2p.msgpack_guard import decode_plain, encode_plain
-from p2p.record_checks import check_filled, check_named, check_texts, check_within
+from p2p.record_checks import check_filled, check_named, check_texts, check_within, printable
 from p2p.schema import from_plain, to_plain
 from p2p.wire import encode_frame
 
@@ -292,10 +292,9 @@ def parse_reply(data: bytes) -> LoraReply:
     return _parse(_REPLIES, data, MAX_ANSWER_FRAME)
 
 
-def refusal_of(error: PeerError) -> LoraRefusal:
-    """The refusal that tells a peer what was wrong with its request."""
-    text = "".join(char if char.isprintable() else " " for char in str(error))
-    return LoraRefusal("bad_request", text[:MAX_REASON_LENGTH])
+def refusal_for(code: str, reason: str) -> LoraRefusal:
+    """A refusal whose reason may be any text; raises `DecodeError` for an unknown code."""
+    return LoraRefusal(code, printable(reason, MAX_REASON_LENGTH))
 
 
 class FramesDigest:

@@ -46,6 +46,11 @@ def check_labels(*texts: str) -> None:
     check_texts("label", texts, MAX_LABEL)
 
 
+def printable(text: str, limit: int) -> str:
+    """What can be shown of any text: blanks for what is not printable, cut to `limit`."""
+    return "".join(char if char.isprintable() else " " for char in text)[:limit]
+
+
 def check_texts(what: str, texts: Iterable[str], limit: int) -> None:
     """Check what will reach a terminal or a dialler: no control characters, bounded."""
     for text in texts:

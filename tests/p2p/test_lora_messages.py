@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2p.errors import DecodeError, EncodeError, LimitError, PeerError
+from p2p.errors import DecodeError, EncodeError, LimitError
 from p2p.limits import (
     DELIVERY_PIECE,
     MAX_ANSWER_FRAME,
@@ -44,7 +44,7 @@ from p2p.lora_messages import (
     parse_reply,
     parse_start,
     questions_digest,
-    refusal_of,
+    refusal_for,
 )
 from tests.support.lora_offers import answer, blind_question, delta_question
 
@@ -272,6 +272,6 @@ def test_frames_that_run_together_alike_have_other_digests() -> None:
 
 def test_whatever_was_wrong_can_be_said_to_the_peer() -> None:
     for text in ("Question.rows: got 9", "\x1b[31m\n" + "x" * 1000):
-        said = refusal_of(PeerError(text))
+        said = refusal_for("bad_request", text)
         assert said.code == "bad_request"
         assert parse_reply(pack_reply(said)) == said
