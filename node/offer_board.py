@@ -26,9 +26,9 @@ from node.offer_queue import OfferQueue, PutOff, Waiting
 from node.proving import Proving, RejectedByProofError
 from p2p.codec import Verified
 from p2p.errors import ExpiredError, P2PError, PeerError, StorageError, TransportError
-from p2p.ids import BlobId, ClusterId, PeerId
+from p2p.ids import BlobId, PeerId
 from p2p.limits import MAX_OFFER_PROOFS_SIZE
-from p2p.lora_checks import open_offer
+from p2p.lora_checks import MisadvertisedError, check_advertised, open_offer
 from p2p.lora_records import LoraOffer, OfferAdvert
 from p2p.offer_proofs import PROOFS_FILE, open_offer_proofs
 from verification.errors import PolicyError
@@ -51,10 +51,6 @@ _MOST_STRIKERS: Final = 1024
 
 class OfferRefusedError(Exception):
     """An offer that does not hold; says why. Its owner signed it."""
-
-
-class _MisadvertisedError(PeerError):
-    """An advert that names somebody else's offer: nothing is wrong with the offer itself."""
 
 
 @dataclass(slots=True)
@@ -137,7 +133,9 @@ class OfferBoard:
         for module, proof in zip(record.modules, found.modules, strict=True):
             statement = offer_statement(record, offer_id, module, proof)
             try:
-                squares[module.name] = await self.proving.verify(statement, proof.proof)
+                squares[module.name] = await self.proving.verify(
+                    statement, proof.proof, may_wait=False
+                )
             except RejectedByProofError as error:
                 raise OfferRefusedError(f"{module.name}: {error}") from error
             finally:
@@ -193,7 +191,7 @@ class OfferBoard:
             self.counts["of banned owners"] += 1
             return
         for ref in advert.record.offers:
-            item = Waiting(owner, ref)
+            item = Waiting(owner, ref, advert.record.cluster)
             if not self._is_wanted(item):
                 self.counts["known"] += 1
             elif self._queue.add(item):
@@ -276,12 +274,9 @@ class OfferBoard:
         """The offer's signed bytes, checked against the advert, our run, its base, our circuits."""
         offer = await self.offer(item.ref.offer, item.owner)
         record = offer.record
-        if offer.owner != item.owner:
-            raise _MisadvertisedError(
-                f"LoraOffer: owner is {offer.owner}, advertised was {item.owner}"
-            )
-        if record.base != item.ref.base:
-            raise PeerError(f"LoraOffer: base is {record.base}, advertised was {item.ref.base}")
+        check_advertised(
+            offer, item.ref, owner=item.owner, run=self.context.run, cluster=item.cluster
+        )
         await self.check_base(record, item.owner)
         check_offer(record, self.catalog.manifest.preset, self.policy)
         return offer
@@ -314,12 +309,12 @@ class OfferBoard:
         why = str(error)
         self.counts["refused"] += 1
         logger.info("offer %s of %s refused: %s", item.ref.offer, item.owner, why)
-        if not isinstance(error, _MisadvertisedError):
+        if not isinstance(error, MisadvertisedError):
             self.context.state.loras.note_seen(
                 SeenOffer(
                     offer=item.ref.offer,
                     run=self.context.run,
-                    cluster=ClusterId(0),
+                    cluster=item.cluster,
                     owner=item.owner,
                     proofs=item.ref.proofs,
                     standing=OfferStanding.REFUSED,

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from p2p.ids import BlobId, PeerId
+from p2p.ids import BlobId, ClusterId, PeerId
 from p2p.lora_records import OfferRef
 
 QUEUE: Final = 32
@@ -28,10 +28,11 @@ MOST_PUT_OFF: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An offer to be looked into, and whose it is."""
+    """An offer to be looked into: whose, and for which cluster, as its advert says."""
 
     owner: PeerId
     ref: OfferRef
+    cluster: ClusterId
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class OfferQueue:
     """Offers that wait, by owner."""
 
     dropped: int = 0
-    _owners: OrderedDict[PeerId, OrderedDict[BlobId, OfferRef]] = field(default_factory=OrderedDict)
+    _owners: OrderedDict[PeerId, OrderedDict[BlobId, Waiting]] = field(default_factory=OrderedDict)
     _allowance: float = BURST
     _filled_at: float | None = None
 
@@ -55,7 +56,7 @@ class OfferQueue:
             self.dropped += 1
             self._forget_empty(item.owner)
             return False
-        mine[item.ref.offer] = item.ref
+        mine[item.ref.offer] = item
         return True
 
     def take(self, now: float, busy: Collection[PeerId] = ()) -> Waiting | float:
@@ -76,10 +77,10 @@ class OfferQueue:
             return wait_s
         self._allowance -= 1.0
         mine = self._owners.pop(owner)
-        _, ref = mine.popitem(last=False)
+        _, item = mine.popitem(last=False)
         if mine:
             self._owners[owner] = mine  # behind the others
-        return Waiting(owner, ref)
+        return item
 
     def forget(self, owner: PeerId) -> None:
         """Drop all offers of an owner."""

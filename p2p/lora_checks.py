@@ -10,17 +10,22 @@ from typing import TypeVar
 
 from p2p.codec import Verified, open_signed
 from p2p.errors import ExpiredError, PeerError, SignatureError
-from p2p.ids import BlobId, PeerId, blob_id
+from p2p.ids import BlobId, ClusterId, PeerId, RunId, blob_id
 from p2p.limits import MAX_ASK_AGE_S, MAX_CLOCK_SKEW_S
 from p2p.lora_records import (
     Agreement,
     Delivery,
     LoraOffer,
-    OfferAdvert,
+    OfferRef,
     ProbeReceipt,
     ProbeRequest,
 )
 from p2p.records import BLOB_KEY
+
+
+class MisadvertisedError(SignatureError):
+    """An advert that names somebody else's offer: nothing is wrong with the offer itself."""
+
 
 L = TypeVar("L", LoraOffer, Agreement, Delivery, ProbeRequest, ProbeReceipt)
 
@@ -48,20 +53,29 @@ def check_offer_time(offer: LoraOffer, now: float) -> None:
         )
 
 
-def check_advertised(offer: Verified[LoraOffer], advert: Verified[OfferAdvert]) -> None:
+def check_advertised(
+    offer: Verified[LoraOffer], ref: OfferRef, *, owner: PeerId, run: RunId, cluster: ClusterId
+) -> None:
     """Check an offer against the advert that led to it.
 
+    Args:
+        offer: as it came.
+        ref: its line in the advert.
+        owner: who signed the advert.
+        run: of the advert.
+        cluster: of the advert.
+
     Raises:
-        PeerError: if it is another's, or the advert says something else of it.
+        MisadvertisedError: if it is another's.
+        PeerError: if the advert says something else of it; naming the field.
     """
-    if offer.owner != advert.owner:
-        raise SignatureError(f"offer: signed by {offer.owner}, advertised by {advert.owner}")
-    _check_fields(offer.record, {"run": advert.record.run, "cluster": advert.record.cluster})
-    name = blob_id(offer.envelope)
-    bases = [ref.base for ref in advert.record.offers if ref.offer == name]
-    if not bases:
-        raise PeerError(f"OfferAdvert.offers: does not list {name}")
-    _check_fields(offer.record, {"base": bases[0]})
+    if offer.owner != owner:
+        raise MisadvertisedError(f"offer: signed by {offer.owner}, advertised by {owner}")
+    if blob_id(offer.envelope) != ref.offer:
+        raise PeerError(f"OfferRef.offer: is {ref.offer}, came {blob_id(offer.envelope)}")
+    for field, said in (("run", run), ("cluster", cluster), ("base", ref.base)):
+        if (got := getattr(offer.record, field)) != said:
+            raise PeerError(f"LoraOffer.{field}: is {got}, advertised was {said}")
 
 
 def open_request(

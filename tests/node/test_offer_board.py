@@ -277,6 +277,18 @@ async def test_own_prover_that_fails_decides_nothing_accuses_nobody_and_does_not
     await seen_within(lambda: square.bob.standing(offer) is PROVED, within_s=1000)
 
 
+async def test_offers_do_not_wait_where_proofs_queue_but_are_looked_for_again(
+    square: Square, autojump_clock: object
+) -> None:
+    square.bob.plain.is_full = True
+    offer = await square.offered()
+    await seen_within(lambda: square.bob.board.counts["undecided"])
+    assert square.bob.standing(offer) is CLAIMED
+    assert square.strikes == {}
+    square.bob.plain.is_full = False
+    await seen_within(lambda: square.bob.standing(offer) is PROVED, within_s=100)
+
+
 async def test_offer_that_is_over_is_put_off_and_nobodys_fault(
     square: Square, autojump_clock: object
 ) -> None:

@@ -17,7 +17,7 @@ from node.offer_queue import (
     PutOff,
     Waiting,
 )
-from p2p.ids import PeerId
+from p2p.ids import ClusterId, PeerId
 from p2p.lora_records import OfferRef
 from tests.support.lora_offers import offer_ref
 from tests.support.people import alice, bob, carol, cid
@@ -30,7 +30,11 @@ def owner(number: int) -> PeerId:
 
 
 def waiting(who: PeerId, number: int = 0) -> Waiting:
-    return Waiting(who, offer_ref(number))
+    return Waiting(who, offer_ref(number), ClusterId(0))
+
+
+def waiting_for(ref: OfferRef) -> Waiting:
+    return Waiting(alice.peer, ref, ClusterId(0))
 
 
 def taken(queue: OfferQueue, now: float = NOW) -> list[Waiting]:
@@ -78,7 +82,7 @@ def test_offer_that_waits_already_is_not_added_again() -> None:
     queue = OfferQueue()
     assert queue.add(waiting(alice.peer))
     assert not queue.add(waiting(alice.peer))
-    assert not queue.add(Waiting(alice.peer, OfferRef(offer_ref().offer, cid("x"), cid("y"))))
+    assert not queue.add(waiting_for(OfferRef(offer_ref().offer, cid("x"), cid("y"))))
     assert queue.dropped == 0  # nothing was lost
     assert queue.add(waiting(bob.peer))  # another's word on it is another matter
     assert len(queue) == 2
@@ -212,7 +216,7 @@ def test_an_offer_is_put_off_by_its_owners_adverts_alone_and_whatever_else_they_
     put_off.note(waiting(bob.peer), NOW)
     assert put_off.is_due(waiting(alice.peer), NOW)
     other_proofs = OfferRef(offer_ref().offer, cid("x"), cid("y"))
-    assert not put_off.is_due(Waiting(bob.peer, other_proofs), NOW)
+    assert not put_off.is_due(Waiting(bob.peer, other_proofs, ClusterId(0)), NOW)
 
 
 def test_decided_offer_is_put_off_no_more() -> None:
@@ -226,7 +230,7 @@ def test_decided_offer_is_put_off_no_more() -> None:
 
 def test_put_off_offers_are_forgotten_the_oldest_first() -> None:
     put_off = PutOff()
-    items = [Waiting(owner(n), offer_ref()) for n in range(MOST_PUT_OFF + 1)]
+    items = [waiting(owner(n)) for n in range(MOST_PUT_OFF + 1)]
     for item in items[:-1]:
         put_off.note(item, NOW)
     assert not put_off.is_due(items[0], NOW)

@@ -8,6 +8,7 @@ from p2p.errors import DecodeError, ExpiredError, PeerError, SignatureError
 from p2p.ids import ClusterId, RunId, blob_id
 from p2p.limits import MAX_ASK_AGE_S, MAX_CLOCK_SKEW_S
 from p2p.lora_checks import (
+    MisadvertisedError,
     check_advertised,
     check_offer_time,
     open_agreement,
@@ -18,7 +19,7 @@ from p2p.lora_checks import (
     open_request,
 )
 from p2p.lora_messages import answers_digest
-from p2p.lora_records import OfferAdvert, OfferRef, ProbeRequest
+from p2p.lora_records import OfferRef, ProbeRequest
 from p2p.records import BLOB_KEY
 from p2p.sealed_box import public_of
 from tests.support.lora_offers import (
@@ -32,12 +33,11 @@ from tests.support.lora_offers import (
     agreement,
     delivery,
     lora_offer,
-    offer_advert,
     opened_offer,
     probe_receipt,
     probe_request,
 )
-from tests.support.people import NOW, RUN, alice, bob, carol, cid, home_of, sealed
+from tests.support.people import NOW, RUN, alice, bob, carol, cid, sealed
 
 OTHER_RUN = RunId(cid("another run"))
 ASKED = open_signed(ProbeRequest, sealed(probe_request(), bob), key=BLOB_KEY, now=NOW)
@@ -84,31 +84,38 @@ def test_an_offer_stands_from_its_making_to_its_end() -> None:
             check_offer_time(OFFER, now)
 
 
-def advertised(owner: Any = alice, **changes: object) -> Any:
-    advert = offer_advert(**changes)  # type: ignore[arg-type]
-    key = home_of(advert, owner)
-    return open_signed(OfferAdvert, sealed(advert, owner), key=key, now=NOW)
+REF = OfferRef(OFFER_ID, OFFER.base, cid("proofs"))
+
+
+def check_advert(ref: OfferRef = REF, **changes: Any) -> None:
+    said: dict[str, Any] = {"owner": alice.peer, "run": OFFER.run, "cluster": OFFER.cluster}
+    check_advertised(opened_offer(), ref, **{**said, **changes})
 
 
 def test_an_offer_is_what_its_advert_says() -> None:
-    check_advertised(opened_offer(), advertised())
+    check_advert()
+
+
+def test_somebody_else_s_offer_is_told_from_one_that_is_not_as_advertised() -> None:
+    with pytest.raises(MisadvertisedError, match="advertised by"):
+        check_advert(owner=bob.peer)
 
 
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"owner": bob}, "advertised by"),
         ({"run": OTHER_RUN}, "run"),
         ({"cluster": ClusterId(3)}, "cluster"),
-        ({"offers": (OfferRef(cid("another"), OFFER.base, cid("proofs")),)}, "does not list"),
-        ({"offers": (OfferRef(OFFER_ID, cid("another base"), cid("proofs")),)}, "base"),
+        ({"ref": OfferRef(cid("another"), OFFER.base, cid("proofs"))}, "OfferRef.offer"),
+        ({"ref": OfferRef(OFFER_ID, cid("another base"), cid("proofs"))}, "base"),
     ],
 )
 def test_an_advert_that_says_something_else_of_an_offer_is_refused(
     changes: dict[str, Any], field: str
 ) -> None:
-    with pytest.raises(PeerError, match=field):
-        check_advertised(opened_offer(), advertised(**changes))
+    with pytest.raises(PeerError, match=field) as caught:
+        check_advert(**changes)
+    assert not isinstance(caught.value, MisadvertisedError)
 
 
 # --- asking ---------------------------------------------------------------------------------------

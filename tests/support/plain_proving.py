@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from node.errors import ErrorCode, NodeError
 from node.proving import Proven, RejectedByProofError
 from verification.adapter import QuantisedModule, unpack_delivery
 from verification.circuit import circuit_of
@@ -33,12 +34,14 @@ class PlainProving:
         failing: given the number of jobs begun, this one included, may raise instead of doing it.
         gate: proofs are made once it is set.
         lies: values of proofs made here are off by one, and their proofs are of the true ones.
+        is_full: nothing that may not wait is taken.
     """
 
     jobs: list[str] = field(default_factory=list)
     failing: Callable[[int], None] = lambda _: None
     gate: trio.Event | None = None
     lies: bool = False
+    is_full: bool = False
 
     async def run(self) -> None:
         await trio.sleep_forever()
@@ -76,6 +79,8 @@ class PlainProving:
     async def verify(
         self, statement: Mapping[str, object], proof: bytes, *, may_wait: bool = True
     ) -> float:
+        if self.is_full and not may_wait:
+            raise NodeError(ErrorCode.RESOURCE, "32 proofs wait to be checked already")
         await self._begin("verify")
         try:
             stated = statement_of(statement)
