@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 WORKERS: Final = 1
 """Processes at most: each proof takes every core it finds for a second or two."""
 QUEUE: Final = 32
-"""Verifications of others' proofs that may wait; more are dropped, and may be sent again."""
+"""Jobs that may wait. The proofs of offers that come beyond are dropped, and looked for again."""
 JOB_CPU_S: Final = 120
 _WALL_S: Final = 240.0
 """For a job on a busy machine, its keys included."""
@@ -199,6 +199,10 @@ class Proving:
                         await _serve(worker, job, self._jobs[1])
                 except WorkerDiedError as error:
                     logger.warning("%s", error)
+                except OSError as error:  # no process, no memory for one: the next may be luckier
+                    logger.warning("no worker for a proof: %s", error)
+                    with suppress(trio.ClosedResourceError):  # it was answered
+                        await _tell(job, {"kind": "failed", "error": f"no process: {error}"})
 
     @asynccontextmanager
     async def _worker(self, number: int) -> AsyncIterator[Worker]:

@@ -291,19 +291,18 @@ async def test_jobs_that_wait_are_given_up_when_the_service_ends(
         service.cancel()
 
 
-async def test_worker_that_cannot_be_started_fails_the_job(
+async def test_worker_that_cannot_be_started_fails_the_one_job(
     player: Player, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     player.refuses_to_start = True
     proving = Proving(Home.at(tmp_path))
-
-    async def run() -> None:
-        with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="no more processes")):
-            await proving.run()
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        await asked_and_broken_off(proving)
+        nursery.start_soon(proving.run)
+        with pytest.raises(NodeError, match="no process: no more processes"):
+            await asked(proving)
+        player.refuses_to_start = False
+        assert await asked(proving) == 2.5  # the service went on
+        nursery.cancel_scope.cancel()
 
 
 # --- with the real program ------------------------------------------------------------------------
