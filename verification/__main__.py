@@ -1,4 +1,4 @@
-"""Proofs from the command line: python -m verification commit | prove | verify | check-delivery.
+"""Proofs from the command line: python -m verification commit | prove | verify | ...
 
 One job in a process of its own, under limits. Prints one JSON object; exit status 0 if it was done
 or holds, 1 if it was rejected, 2 if nothing could be decided (no library, no file, or files that
@@ -8,6 +8,7 @@ are not what they should be). The kernel ends a job that passes its processor ti
     prove SHEET DELIVERY STATEMENT -o P  a proof; fills in the statement's values
     verify STATEMENT PROOF              is the statement shown?
     check-delivery SHEET DELIVERY       are these the weights the sheet commits to?
+    add-srs K FILE                      take a larger reference string, if it is the pinned one
 
 SHEET is JSON {modules: [{name, inputs, rank, outputs, commitment?}]}; STATEMENT is JSON {kind,
 base, offer, module, inputs, rank, outputs, commitment, nonce, left?, right?, values?}; bytes are
@@ -85,8 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         ("prove", ("sheet", "delivery", "statement")),
         ("verify", ("statement", "proof")),
         ("check-delivery", ("sheet", "delivery")),
+        ("add-srs", ("file",)),
     ):
         job = jobs.add_parser(name, parents=[common])
+        if name == "add-srs":
+            job.add_argument("k", type=int, help="it is for circuits of 2^K rows")
         for file in files:
             job.add_argument(file, type=Path)
         if name == "prove":
@@ -114,6 +118,8 @@ def _job(options: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"{options.sheet}: a module has no commitment")
     if "statement" in options:
         job["statement"] = _statement(_json(options.statement), options.statement)
+    if "k" in options:
+        job |= {"k": options.k, "file": str(options.file)}
     if "proof" in options:
         job["proof"] = _read(options.proof, MAX_PROOF_BYTES)
     return job

@@ -1,14 +1,14 @@
 """What proved numbers say of an adapter nobody has seen: how large it is, and whether it helps.
 
-The size comes from an offer's own proof: for fair signs E[(u A B v)^2] = ||A B||_F^2. The effect
-comes from a user's probe: to first order a layer's change dW moves the loss by <dL/dW, dW>, and the
+The size comes from answers to fair signs: E[(u A B v)^2] = ||A B||_F^2; those of an offer's own
+proof can be drawn again by its maker, those of a user's probe cannot. The effect comes from the
+probe: to first order a layer's change dW moves the loss by <dL/dW, dW>, and the
 top singular pairs of dL/dW make that a few numbers. It is a certificate for small changes only: an
 adapter scaled up fools it, which is why the size is looked at as well.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from verification.circuit import PARAM_SCALE
 from verification.digests import Matrix
@@ -18,15 +18,15 @@ _UNIT = 2.0 ** (-2 * PARAM_SCALE)
 
 
 def norm_squared(values: Matrix, scaling: float) -> float:
-    """Estimate of ||scaling A B||_F^2 from the values of an offer's proof.
+    """Estimate of ||scaling A B||_F^2 from answers to signs.
 
     Args:
-        values: Y [4, 4] = U A B V, integers.
+        values: Y [p, q] = U A B V, integers; [4, 4] in an offer's own proof.
         scaling: alpha / rank.
 
     Returns:
         The mean of the squares: unbiased; its standard deviation is about as large as itself for
-        one layer, and falls with the number of layers that are added up.
+        one layer of 16 answers, and falls with the number of layers that are added up.
     """
     changes = [y * _UNIT * scaling for row in values for y in row]
     return sum(x * x for x in changes) / len(changes)  # x**2 would raise where this is infinite
@@ -35,21 +35,6 @@ def norm_squared(values: Matrix, scaling: float) -> float:
 def total_norm(squares: Iterable[float]) -> float:
     """||dW||_F over all layers from the squared norms of each."""
     return math.sqrt(sum(squares))
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """What a probe found.
-
-    Attributes:
-        predicted: change of the probe's loss to first order; negative is better.
-        captured: part of the gradient's squared norm that the pairs hold, 0..1.
-        base_loss: of the probe, without the adapter.
-    """
-
-    predicted: float
-    captured: float
-    base_loss: float
 
 
 def predicted_change(

@@ -9,6 +9,7 @@ data): integers of `width` bytes, row by row, two's complement, little-endian.
     verify   statement, proof               -> verified {square}
     check    modules with commitments, delivery -> verified
     keys     shapes                         -> done
+    add-srs  k, file                        -> done
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,10 +203,16 @@ def _keys(job: Job, keys: KeyStore) -> Iterator[Answer]:
     yield {"kind": "done"}
 
 
+def _add_srs(job: Job, keys: KeyStore) -> Iterator[Answer]:
+    keys.srs.add(job["k"], Path(job["file"]))
+    yield {"kind": "done"}
+
+
 _KINDS: Final[Mapping[str, Callable[[Job, KeyStore], Iterator[Answer]]]] = {
     "commit": _commit,
     "prove": _prove,
     "verify": _verify,
     "check": _check,
     "keys": _keys,
+    "add-srs": _add_srs,
 }

@@ -7,7 +7,7 @@ taken (see `srs_data/README.md`), by their sha256: the library that reads them c
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -46,9 +46,6 @@ PINNED: Final[Mapping[int, PinnedSrs]] = MappingProxyType(
 
 SHIPPED: Final = range(10, 14)
 _SHIPPED_FOLDER: Final = Path(__file__).parent / "srs_data"
-
-SrsSource = Callable[[int], Path]
-"""From k to a file that was checked. `SrsFolder` is the only one outside tests."""
 
 
 @dataclass(frozen=True, slots=True)

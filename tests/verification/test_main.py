@@ -16,6 +16,7 @@ from verification.__main__ import DONE, MAX_JSON_BYTES, MAX_PROOF_BYTES, REJECTE
 from verification.adapter import pack_delivery
 from verification.digests import Matrix, integers_bytes
 from verification.keys import KeyStore
+from verification.srs import PINNED, SrsFolder
 from verification.statement import Statement
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
@@ -50,12 +51,25 @@ def run(keys: KeyStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr(verification.__main__, "limit_job", lambda _: None)
 
     def run(job: str, *arguments: object) -> tuple[int, dict[str, Any]]:
-        status = main([job, *map(str, arguments), "--keys", str(keys.folder)])
+        status = main([job, "--keys", str(keys.folder), *map(str, arguments)])
         answer = json.loads(capsys.readouterr().out)
         assert answer["job"] == job
         return status, answer
 
     return run
+
+
+def test_a_larger_srs_is_taken_only_if_it_is_the_pinned_one(tmp_path: Path, run: Run) -> None:
+    shipped = SrsFolder()(13)
+    altered = tmp_path / "altered.srs"
+    altered.write_bytes(b"\1" + shipped.read_bytes()[1:])
+    folder = ("--keys", tmp_path / "keys")
+    assert run("add-srs", 13, shipped, *folder) == (DONE, {"job": "add-srs", "result": "done"})
+    assert (tmp_path / "keys" / "srs" / "kzg13.srs").read_bytes() == shipped.read_bytes()
+    status, answer = run("add-srs", 13, altered, *folder)
+    assert (status, answer["result"]) == (UNDECIDED, "failed")
+    assert PINNED[13].sha256 in answer["error"]
+    assert run("add-srs", 14, shipped, *folder)[0] == UNDECIDED
 
 
 @pytest.fixture
