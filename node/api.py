@@ -13,6 +13,11 @@ SCHEMA: Final = 1
 Json = dict[str, object]
 
 
+def phase_event(phase: str, done: int, total: int) -> Json:
+    """How far a part of a longer work is, as an event of a stream."""
+    return {"event": "progress", "phase": phase, "done": done, "total": total}
+
+
 class NodeApi(Protocol):
     """The running node. Methods raise `NodeError` for whatever a person should read."""
 

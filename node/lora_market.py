@@ -18,12 +18,10 @@ from typing import Final
 
 from node.adapter_facts import DeltaJob, Place, ProbePlan
 from node.adapters import Adapters
-from node.api import Json
+from node.api import Json, phase_event
 from node.clock import now_s
 from node.context import NodeContext
 from node.errors import ErrorCode, NodeError
-from node.folders import unpacked_checkpoint, unpacked_folder
-from node.keeping import PULLED
 from node.lora_asking import LoraAsking, ProbeAnswer
 from node.lora_convert import check_offer, module_named, offer_name, question_statement
 from node.lora_figures import (
@@ -64,7 +62,7 @@ class LookWish:
         offer: its id.
         base: the checkpoint it must be for; None for whichever it says.
         probe: folder of the person's own probe; None for the offer's.
-        pairs: of each layer's gradient that are asked.
+        pairs: of each layer's gradient that are asked, beside one of signs.
         delta_draws: of the probe, in delta mode; 0 for the blind probe alone.
     """
 
@@ -98,7 +96,7 @@ class LoraMarket:
         """
         seen, offer = await self._offer(wish)
         squares = await self._proved(seen, offer)
-        yield _progress("proofs", len(squares), len(offer.record.modules))
+        yield phase_event("proofs", len(squares), len(offer.record.modules))
         place = await self._place(offer)
         probe = wish.probe or await unpacked_probe(
             self.context, offer.record.claims.probe, offer.owner
@@ -117,7 +115,7 @@ class LoraMarket:
                     continue
                 await self._check(offer, reply)
                 answers.append(reply)
-                yield _progress("probe", len(answers), len(questions))
+                yield phase_event("probe", len(answers), len(questions))
         assert receipt is not None  # noqa: S101  it ends the iteration
         values = values_of(answers)
         ratio = self._sized(offer, own_squares(values), plan)
@@ -156,7 +154,7 @@ class LoraMarket:
     async def _buy(self, wish: LookWish) -> AsyncGenerator[Json]:
         seen, offer = await self._offer(wish)
         squares = await self._proved(seen, offer)
-        yield _progress("proofs", len(squares), len(offer.record.modules))
+        yield phase_event("proofs", len(squares), len(offer.record.modules))
         place = await self._place(offer)
         probe = await unpacked_probe(self.context, offer.record.claims.probe, offer.owner)
         plan = await self.adapters.pairs(
@@ -164,12 +162,12 @@ class LoraMarket:
         )
         ratio = self._sized(offer, squares, plan)
         bought = await self.asking.buy(offer)
-        yield _progress("delivered", 1, 1)
+        yield phase_event("delivered", 1, 1)
         delivery = ReceivedDelivery(offer, place, probe, bought)
         folder = await Receiving(self.context, self.board, self.adapters, self.proving).keep(
             delivery
         )
-        yield _progress("commitments", len(offer.record.modules), len(offer.record.modules))
+        yield phase_event("commitments", len(offer.record.modules), len(offer.record.modules))
         measured = await self.adapters.measure(place, probe, folder, timeout_s=MEASURE_TIMEOUT_S)
         claims = offer.record.claims
         facts: Json = {
@@ -255,11 +253,9 @@ class LoraMarket:
 
     async def _place(self, offer: Verified[LoraOffer]) -> Place:
         """The offer's base on this disk."""
-        context = self.context
-        manifest = await context.fetcher.manifest(offer.record.base, hints=(offer.owner,))
-        folder = await unpacked_checkpoint(context, offer.record.base, manifest.owner, label=PULLED)
-        shared = await unpacked_folder(context, self.board.catalog.manifest.shared, "shared")
-        return place_of(context, shared, folder)
+        base, shared = offer.record.base, self.board.catalog.manifest.shared
+        manifest = await self.context.fetcher.manifest(base, hints=(offer.owner,))
+        return await place_of(self.context, base, manifest.owner, shared)
 
     def _sized(
         self, offer: Verified[LoraOffer], squares: Mapping[str, float], plan: ProbePlan
@@ -326,7 +322,3 @@ class LoraMarket:
             "rows_left": rows_left,
             "delta_leak_percent": leak_of(record, rows=record.leaks.delta_rows - rows_left),
         }
-
-
-def _progress(phase: str, done: int, total: int) -> Json:
-    return {"event": "progress", "phase": phase, "done": done, "total": total}

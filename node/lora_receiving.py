@@ -29,7 +29,7 @@ from p2p.ids import BlobId
 from p2p.lora_records import LoraOffer
 from training.files import write_file
 from training.jsonio import canonical_json
-from verification.adapter import DELIVERY_MAGIC, SALT_SEED_SIZE
+from verification.adapter import numbers_of
 
 KEEP_TIMEOUT_S: Final = 600.0
 FRAUD_BAN_S: Final = 365 * 86_400.0
@@ -102,9 +102,8 @@ class Receiving:
             licence=record.licence,
             probe=received.probe,
         )
-        raw = plaintext[len(DELIVERY_MAGIC) + SALT_SEED_SIZE :]
         with on_disk("write the adapter"):
-            await trio.to_thread.run_sync(write_file, arrays, raw)
+            await trio.to_thread.run_sync(write_file, arrays, numbers_of(plaintext))
         await self.adapters.keep(received.place, purchase, folder, timeout_s=KEEP_TIMEOUT_S)
         told = {
             "offer": offer_id,

@@ -24,7 +24,7 @@ from p2p.errors import PeerError
 from p2p.ids import BlobId, ClusterId, PeerId
 from p2p.lora_records import LORA_FORMAT, LeakPolicy, LoraClaims, LoraModule, LoraOffer
 from training.lora.layers import PROBE_FILES
-from verification.adapter import DELIVERY_MAGIC
+from verification.adapter import delivery_of
 from verification.circuit import Shape, circuit_of, known
 from verification.errors import StatementError
 
@@ -121,9 +121,7 @@ class Drafting:
         base = base_of(facts)
         manifest = await context.fetcher.manifest(base)
         self._check_cluster(facts, base, manifest.record.cluster)
-        folder = await unpacked_checkpoint(context, base, manifest.owner, label=PULLED)
-        shared = await unpacked_folder(context, self.catalog.manifest.shared, "shared")
-        return place_of(context, shared, folder)
+        return await place_of(context, base, manifest.owner, self.catalog.manifest.shared)
 
     def _check_cluster(self, facts: LoraFacts, base: BlobId, cluster: ClusterId) -> None:
         if cluster != facts.cluster:
@@ -200,11 +198,22 @@ class Drafting:
         )
 
 
-def place_of(context: NodeContext, shared: Path, expert: Path) -> Place:
-    """Where an adapter's base lies, and how this node computes."""
+async def place_of(context: NodeContext, base: BlobId, publisher: PeerId, shared: BlobId) -> Place:
+    """An adapter's base on this disk, fetched if need be, and how this node computes.
+
+    Args:
+        context: the node.
+        base: CID of the checkpoint.
+        publisher: who to ask first.
+        shared: root of the run's own folder.
+
+    Raises:
+        NodeError, P2PError: it can't be had, or the disk refuses.
+    """
     config = context.config
+    expert = await unpacked_checkpoint(context, base, publisher, label=PULLED)
     return Place(
-        shared=shared,
+        shared=await unpacked_folder(context, shared, "shared"),
         models=config.models_folder,
         expert=expert,
         threads=config.threads,
@@ -224,6 +233,6 @@ def _check_probe(facts: LoraFacts) -> None:
 def _salted_delivery(raw: Path, salt: bytes) -> Path:
     """The adapter as it will be delivered, in place of its bare numbers. Blocks."""
     with on_disk("read the adapter's numbers"):
-        data = DELIVERY_MAGIC + salt + raw.read_bytes()
+        data = delivery_of(salt, raw.read_bytes())
         raw.unlink()
     return write_delivery(raw.parent, data)

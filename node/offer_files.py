@@ -17,11 +17,9 @@ from p2p.codec import unpack
 from p2p.errors import LimitError, PeerError
 from p2p.file_sets import FileSet
 from p2p.ids import BlobId, PeerId
-from p2p.limits import CHUNK_SIZE, MAX_OFFER_PROOFS_SIZE, MIB
-from p2p.offer_proofs import PROOFS_FILE
+from p2p.limits import CHUNK_SIZE, MIB
 from training.lora.layers import PROBE_FILE, PROBE_WEIGHTS_FILE
 
-PROOF_LIMITS: Final[Mapping[str, int]] = {PROOFS_FILE: MAX_OFFER_PROOFS_SIZE}
 PROBE_LIMITS: Final[Mapping[str, int]] = {PROBE_WEIGHTS_FILE: 16 * MIB, PROBE_FILE: MIB}
 """64 latents of 4 x 128 x 128 float32 have 16 MiB; their captions 64 KiB."""
 _LOOKED_AT: Final = "offer/looked-at"

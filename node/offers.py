@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from node.api import Json
+from node.api import Json, phase_event
 from node.clock import now_s
 from node.context import NodeContext
 from node.disk import on_disk
@@ -112,7 +112,8 @@ class Offers:
         async with self._turn:
             with workplace(self.context.config.paths.offers) as folder:
                 draft = await self.drafting.draft(wish, folder)
-                yield _progress("measured", 1, 1)
+                self._check_room(draft.facts.cluster)
+                yield phase_event("measured", 1, 1)
                 offer = self.drafting.offer(wish, draft)
                 envelope = seal(offer, self.context.identity, key=BLOB_KEY, expires_at=None)
                 offer_id = blob_id(envelope)
@@ -125,7 +126,7 @@ class Offers:
                         offer_statement(offer, offer_id, module),
                     )
                     proofs.append(ModuleProof(module.name, proven.values, proven.proof))
-                    yield _progress("proved", len(proofs), len(offer.modules))
+                    yield phase_event("proved", len(proofs), len(offer.modules))
                 await trio.to_thread.run_sync(write_buyers, folder, wish.buyers)
                 await self._keep(draft, envelope, OfferProofs(offer_id, tuple(proofs)))
             self._wake.set()
@@ -191,6 +192,16 @@ class Offers:
 
     def _all(self) -> tuple[OwnOffer, ...]:
         return self.context.state.loras.all_own_offers()
+
+    def _check_room(self, cluster: ClusterId) -> None:
+        """Refuse what no advert would have room for."""
+        if sum(own.cluster == cluster for own in self.standing()) >= MAX_OFFERS_PER_ADVERT:
+            raise NodeError(
+                ErrorCode.REFUSED,
+                f"This node offers {MAX_OFFERS_PER_ADVERT} LoRAs for cluster {cluster} already, "
+                "as many as it can advertise.",
+                "stop one: paris-node lora withdraw OFFER    see them: paris-node lora list",
+            )
 
     def _spend(self, draft: Draft, offer: LoraOffer) -> None:
         """Count the proofs of an offer, and its numbers if no offer of the adapter told them."""
@@ -267,7 +278,3 @@ def limits_of(offer: LoraOffer) -> Limits:
 
 def _pinned(blobs: BlobStore, envelope: bytes, label: str) -> None:
     keep(blobs, blobs.put(envelope), label, ())
-
-
-def _progress(phase: str, done: int, total: int) -> Json:
-    return {"event": "progress", "phase": phase, "done": done, "total": total}

@@ -105,18 +105,34 @@ def salted(module: QuantisedModule, seed: bytes) -> SaltedModule:
     return SaltedModule(circuit, a, b)
 
 
-def pack_delivery(seed: bytes, modules: Sequence[QuantisedModule]) -> bytes:
-    """The bytes of an adapter, in the order of its modules.
+def delivery_of(seed: bytes, numbers: bytes) -> bytes:
+    """A delivery from what stands in it after the seed.
+
+    Args:
+        seed: of the salt, 32 bytes.
+        numbers: A and B of each module, int16 little-endian, row by row.
 
     Raises:
         StatementError: a seed of another length.
     """
     if len(seed) != SALT_SEED_SIZE:
         raise StatementError(f"salt seed: got {len(seed)} bytes, expected {SALT_SEED_SIZE}")
-    parts = [DELIVERY_MAGIC, seed]
-    for module in modules:
-        parts += [module.a.astype("<i2").tobytes(), module.b.astype("<i2").tobytes()]
-    return b"".join(parts)
+    return DELIVERY_MAGIC + seed + numbers
+
+
+def numbers_of(delivery: bytes) -> bytes:
+    """What `delivery_of` put after the seed, in a delivery that was checked."""
+    return delivery[len(DELIVERY_MAGIC) + SALT_SEED_SIZE :]
+
+
+def pack_delivery(seed: bytes, modules: Sequence[QuantisedModule]) -> bytes:
+    """The bytes of an adapter, in the order of its modules.
+
+    Raises:
+        StatementError: a seed of another length.
+    """
+    parts = (part for module in modules for part in (module.a, module.b))
+    return delivery_of(seed, b"".join(part.astype("<i2").tobytes() for part in parts))
 
 
 def delivery_size(shapes: Sequence[Shape]) -> int:

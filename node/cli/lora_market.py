@@ -34,7 +34,7 @@ _MOST_DRAWS: Final = 64
 @click.argument("offer_cid", metavar="OFFER")
 @click.option(
     "--pairs", type=click.IntRange(1, MAX_PROBE_PAIRS), default=1, show_default=True, metavar="N",
-    help="Numbers to ask of each layer; they do not come back.",
+    help="Directions to ask each layer about; with its size, N + 1 numbers that do not come back.",
 )  # fmt: skip
 @click.option("--base", metavar="CID", help="Refuse an offer for any other checkpoint.")
 @click.option(

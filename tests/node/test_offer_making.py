@@ -413,3 +413,19 @@ async def test_newest_offers_of_a_cluster_are_those_that_are_advertised(
             alice.offers._wake.set()
             await seen_within(lambda: adverts)
         assert adverts == [MAX_OFFERS_PER_ADVERT]
+
+
+async def test_an_offer_that_no_advert_has_room_for_is_refused_before_anything_is_told(
+    swarm: OfferWorld, autojump_clock: object
+) -> None:
+    async with swarm.running("alice") as alice:
+        offer = await alice.offered(swarm.base)
+        for number in range(MAX_OFFERS_PER_ADVERT - 1):
+            alice.loras.save_own_offer(replace(own(alice, offer), offer=cid(f"{number}")))
+        before = told(alice)
+        with pytest.raises(NodeError, match="as many as it can advertise") as caught:
+            await alice.offered(swarm.base)
+        assert caught.value.code is ErrorCode.REFUSED
+        assert told(alice) == before
+        alice.loras.withdraw(cid("0"))
+        await alice.offered(swarm.base)

@@ -22,6 +22,7 @@ from p2p.fraud import check_fraud, unpack_fraud
 from p2p.ids import BlobId, PeerId
 from tests.support.offer_swarm import (
     BASE_LOSS,
+    LAYERS,
     RANK,
     OfferNode,
     OfferWorld,
@@ -159,6 +160,25 @@ async def test_an_adapter_scaled_up_is_refused_by_its_size(tmp_path: Path) -> No
         with pytest.raises(NodeError, match="of their norm; this node takes") as caught:
             await last_of(bob.market.verify(LookWish(offer)))
         assert caught.value.code is ErrorCode.REFUSED
+
+
+async def test_a_size_that_its_maker_made_look_small_is_found_by_one_s_own_signs(
+    tmp_path: Path,
+) -> None:
+    async with offer_world(tmp_path, "alice", "bob") as world:
+        alice, bob = world.nodes.values()
+        bob.board.policy = replace(bob.board.policy, most_ratio=0.05)
+        alice.adapters.ints, alice.adapters.claims = helpful(scale=64), 0.1
+        offer = await offered(world, alice)
+        await proved(bob, offer)
+        seen = bob.loras.seen(offer)
+        assert seen is not None
+        small = dict.fromkeys((layer.name for layer in LAYERS), 1e-6)  # as if drawn and drawn again
+        bob.loras.note_seen(replace(seen, facts={**seen.facts, "squares": small}))
+        with pytest.raises(NodeError, match="of their norm; this node takes"):
+            await last_of(bob.market.verify(LookWish(offer)))
+        (own,) = alice.offers.standing()
+        assert {leak.scalars for leak in alice.loras.leaks(own.adapter).values()} == {18}  # asked
 
 
 async def test_the_same_adapter_unscaled_passes_the_same_band(tmp_path: Path) -> None:
